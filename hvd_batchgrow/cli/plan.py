@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and `plan` does without it
     from hvd_batchgrow.schedule.cost.cost import Cost
     from hvd_batchgrow.schedule.cost.cost_file import CostFile
     from hvd_batchgrow.schedule.cost.sensitivity import Variation
+    from hvd_batchgrow.schedule.stage_layouts import ChooseRanks
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,6 @@ class PlanCommand(JobCommand):
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Print the plan of the job and of its decay twin."""
         from hvd_batchgrow.data.source_checks import known_num_samples
-        from hvd_batchgrow.schedule.cost.branch_round import round_notes
-        from hvd_batchgrow.schedule.cost.cost import choose_ranks, predict
-        from hvd_batchgrow.schedule.cost.cost_file import load_cost_file
-        from hvd_batchgrow.schedule.cost.sensitivity import sensitivity
 
         if ignored := [flag for flag, value in (("--json", self.json), ("--plot", self.plot)) if self.twin and value]:
             fault = "contradicts --twin, which only prints a job file"
@@ -64,10 +61,9 @@ class PlanCommand(JobCommand):
 
             check_observers(job.logging.observers)
         num_samples = known_num_samples(job.data)
-        figures = load_cost_file(self.cost) if self.cost else None
-        choose = choose_ranks(job, num_samples, figures, self.ranks) if figures else None
+        figures = self.figures()
         decisions = self.decisions(job)
-        plan = compile_plan(job, self.ranks, num_samples, choose, decisions)
+        plan = compile_plan(job, self.ranks, num_samples, self.choice(job, num_samples, figures), decisions)
         if self.twin:
             self.print_twin(None if job.schedule.is_own_twin else decay_twin(job, num_samples, decisions))
             return ExitCode.DONE
@@ -77,13 +73,38 @@ class PlanCommand(JobCommand):
             from hvd_batchgrow.observers.plot import plot_plans
 
             plot_plans(plans[::-1], self.plot, no_twin)
-        costs = [predict(plan, figures) for plan in plans] if figures else []
-        if figures:
-            costs[0] = replace(costs[0], notes=(*costs[0].notes, *round_notes(plan, figures)))
-        changes = [sensitivity(plan, figures) for plan in plans] if figures and self.sensitivity else []
+        costs, changes = self.costs(plans, figures)
         show = self.print_json if self.json else self.print_tables
         show(plans, costs, changes, no_twin)
         return ExitCode.DONE
+
+    def figures(self) -> CostFile | None:
+        """Return the content of --cost."""
+        if self.cost is None:  # the modules of costs need numpy, whose import takes a tenth of the time of `plan`
+            return None
+        from hvd_batchgrow.schedule.cost.cost_file import load_cost_file
+
+        return load_cost_file(self.cost)
+
+    def choice(self, job: Job, num_samples: int, figures: CostFile | None) -> ChooseRanks | None:
+        """Return the choice of ranks by cost."""
+        if figures is None:
+            return None
+        from hvd_batchgrow.schedule.cost.cost import choose_ranks
+
+        return choose_ranks(job, num_samples, figures, self.ranks)
+
+    def costs(self, plans: Sequence[Plan], figures: CostFile | None) -> tuple[list[Cost], list[tuple[Variation, ...]]]:
+        """Return the cost of each plan, and how it changes if --sensitivity asks for it."""
+        if figures is None:
+            return [], []
+        from hvd_batchgrow.schedule.cost.branch_round import round_notes
+        from hvd_batchgrow.schedule.cost.cost import predict
+        from hvd_batchgrow.schedule.cost.sensitivity import sensitivity
+
+        costs = [predict(plan, figures) for plan in plans]
+        costs[0] = replace(costs[0], notes=(*costs[0].notes, *round_notes(plans[0], figures)))
+        return costs, [sensitivity(plan, figures) for plan in plans] if self.sensitivity else []
 
     def twin_plan(self, plan: Plan, figures: CostFile | None) -> tuple[Plan | None, str | None]:
         """Return the plan of the twin, or the reason why the job has no twin: the job itself is planned anyway."""
@@ -97,13 +118,11 @@ class PlanCommand(JobCommand):
 
     def plan_twin(self, twin: Job, num_samples: int, figures: CostFile | None, job: Job) -> Plan:
         """Plan the twin, with the job's objective, and on fewer ranks than the job if its batch requires it."""
-        from hvd_batchgrow.schedule.cost.cost import choose_ranks
-
         if figures is None or job.layout.grow_by != "auto":
             return compile_twin(twin, self.ranks, num_samples)
         # Without the job's time limit: the twin is a reference for comparison and need not meet it.
         twin = twin.model_copy(update={"layout": job.layout.model_copy(update={"time_limit_h": None})})
-        return compile_plan(twin, self.ranks, num_samples, choose_ranks(twin, num_samples, figures, self.ranks))
+        return compile_plan(twin, self.ranks, num_samples, self.choice(twin, num_samples, figures))
 
     def decisions(self, job: Job) -> tuple[Decision, ...]:
         """Return the decisions to replay."""
