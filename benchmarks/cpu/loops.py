@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,14 @@ def contestants(
 
 
 def ours(
-    folder: Path, name: str, case: Case, batch: int, num_updates: int, num_ranks: int = 1, **sections: dict[str, Any]
+    folder: Path,
+    name: str,
+    case: Case,
+    batch: int,
+    num_updates: int,
+    num_ranks: int = 1,
+    options: Sequence[str] = (),
+    **sections: dict[str, Any],
 ) -> Contestant:
     """Start `hvd-batchgrow train`, whose turns are some updates.
 
@@ -73,13 +80,14 @@ def ours(
         batch: B.
         num_updates: of a turn.
         num_ranks: under mpirun, if above 1.
+        options: of `train`.
         sections: of the job file.
     """
     own = {"observers": ["benchmarks.cpu.pausing:Pausing"], "stall_timeout_s": 1e6}
     job = job_of_case(case, batch, logging=own | sections.pop("logging", {}), **sections)
     (folder / name).mkdir()
     (folder / name / "job.toml").write_text(tomli_w.dumps(job.model_dump(mode="json", exclude_none=True)))
-    command = [sys.executable, "-m", "hvd_batchgrow.cli", "train", "job.toml"]
+    command = [sys.executable, "-m", "hvd_batchgrow.cli", "train", "job.toml", *options]
     return start(folder, name, command, num_ranks, batch * num_updates, {UPDATES: str(num_updates)})
 
 

@@ -1,8 +1,10 @@
-"""`hvd-batchgrow train` in two modes, in turns: exact beside fast, and all telemetry beside none."""
+"""`hvd-batchgrow train` in several modes, in turns: exact and fast, Horovod and torch.distributed, with telemetry."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,29 +15,41 @@ from benchmarks.cpu.loops import in_turns, ours
 from benchmarks.rows.figures import Group, Outcome, compare
 from benchmarks.rows.row import Settings, say
 
-_NOISE = {"measure": True}
-MODES: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
-    "exact": {"fast": {}, "exact": {"layout": {"exact": True}}},
+_LOGGING = {"tensorboard": True, "logs_per_epoch": 100}
+
+
+@dataclass(frozen=True)
+class Mode:
+    """What distinguishes a contestant: options of `train`, and sections of its job."""
+
+    options: tuple[str, ...] = ()
+    sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+MODES: dict[str, dict[str, Mode]] = {
+    "exact": {"fast": Mode(), "exact": Mode(sections={"layout": {"exact": True}})},
+    "backends": {"Horovod": Mode(("--backend", "horovod")), "torch.distributed": Mode(("--backend", "torch"))},
     "telemetry": {
-        "none": {"logging": {"tensorboard": False, "logs_per_epoch": 1}},
-        "TensorBoard, 100 records": {"logging": {"tensorboard": True, "logs_per_epoch": 100}},
-        "… and gradient noise": {"logging": {"tensorboard": True, "logs_per_epoch": 100}, "gradient_noise": _NOISE},
+        "none": Mode(sections={"logging": {"tensorboard": False, "logs_per_epoch": 1}}),
+        "TensorBoard, 100 records": Mode(sections={"logging": _LOGGING}),
+        "… and gradient noise": Mode(sections={"logging": _LOGGING, "gradient_noise": {"measure": True}}),
     },
 }
-"""Sections of the job of each contestant of a row; the first one is the reference."""
+"""The contestants of each row; the first one is the reference."""
+RANKS = {"exact": (1, 2), "backends": (2,), "telemetry": (1,)}
 
 
 def run(name: str, settings: Settings) -> Outcome:
-    """Measure a row of `MODES`, on one rank, and exact mode also on two."""
+    """Measure a row of `MODES`."""
     case = case_of("small", is_tiny=settings.is_tiny)
-    variants = [(ranks, *sizes) for ranks in ((1, 2) if name == "exact" else (1,)) for sizes in case.batches]
+    variants = [(ranks, *sizes) for ranks in RANKS[name] for sizes in case.batches]
     groups: list[Group] = []
     for index, (num_ranks, batch, num_updates) in enumerate(variants):
         say(f"B {batch}, ranks: {num_ranks}: starting")
         with tempfile.TemporaryDirectory() as folder, closing_all() as started:
-            for mode, sections in MODES[name].items():
-                begin = partial(ours, Path(folder), mode.replace(" ", "_"), case, batch, num_updates, num_ranks)
-                started[mode] = begin(**{key: dict(value) for key, value in sections.items()})
+            for number, (title, mode) in enumerate(MODES[name].items()):
+                begin = partial(ours, Path(folder), f"run{number}", case, batch, num_updates, num_ranks, mode.options)
+                started[title] = begin(**{key: dict(value) for key, value in mode.sections.items()})
             rates = in_turns(started, settings, index, len(variants))
         title = f"{case.title}, B {batch:,}, ranks: {num_ranks}"
         groups.append(compare(title, "samples/s", rates, next(iter(rates))))

@@ -42,6 +42,7 @@ ROWS: dict[str, Row] = {
         "seconds to the end of the first update, beside a loop written by hand", 120.0, _RANKS, "benchmarks.cpu.start"
     ),
     "exact": Row("updates in exact mode beside fast mode", 120.0, _TRAINING, "benchmarks.cpu.modes"),
+    "backends": Row("two ranks over torch.distributed beside Horovod", 90.0, _RANKS, "benchmarks.cpu.modes"),
     "telemetry": Row(
         "an epoch with all telemetry beside one without", 200.0, (*_TRAINING, "tensorboard"), "benchmarks.cpu.modes"
     ),
