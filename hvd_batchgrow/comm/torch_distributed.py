@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in its __all__
 from torch.distributed.rendezvous import rendezvous
 
-from hvd_batchgrow.comm.launcher_env import MPI_LAUNCHERS, TORCHRUN, launched_by, launched_ranks
+from hvd_batchgrow.comm.launcher_env import MPI_LAUNCHERS, TORCHRUN, launched_by, launched_ranks, restarts_ranks
 from hvd_batchgrow.comm.ranks import HostTopology, Ranks
 from hvd_batchgrow.comm.rendezvous import meeting_point
 from hvd_batchgrow.messages.errors import RunError
@@ -46,6 +46,7 @@ class TorchRanks(Ranks):
         self._group = group
         self._backends = backends
         self._is_guest = is_guest
+        self.restarts = restarts_ranks(os.environ)
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         place = HostTopology.among(hosts or self.hosts(), self.rank)
         self.local_rank, self.local_size = place.local_rank, place.local_size
@@ -116,7 +117,8 @@ def _lost_rank() -> Iterator[None]:
 def lost(fault: Exception) -> RunError:
     """Return the error to raise when the backend reports that a peer is lost."""
     first_line = str(fault).strip().splitlines()[0] if str(fault).strip() else type(fault).__name__
-    return RunError(f"another rank has ended or cannot be reached any more ({first_line})")
+    then = "; torchrun starts the ranks again if restarts are left" if restarts_ranks(os.environ) else ""
+    return RunError(f"another rank has ended or cannot be reached any more ({first_line}){then}")
 
 
 def join_initialised() -> TorchRanks:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any, Protocol
 
 from hvd_batchgrow.interrupt import end_now, say
 
+_POLL_S = 0.05
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
@@ -49,6 +51,12 @@ class StopRequest:
         signal.set_wakeup_fd(self._wakeup_before)
         os.close(self._write_end)
         self._thread.join()
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait for a stop request, at most for some seconds."""
+        deadline = time.monotonic() + timeout_s
+        while not self.stop_requested and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.stop_requested = True
