@@ -59,12 +59,13 @@ class TrainCommand(RanksCommand):
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Train; return 75 if stopped before the end."""
         self.check_flags()
-        with StopRequest() as stop:
+        with StopRequest(connecting=restarts_ranks(os.environ)) as stop:
             code = self.with_ranks(lambda ranks: self.train_alone(ranks, stop, overrides), overrides)
             return _after_signal(code, stop)
 
     def train_alone(self, ranks: Ranks, stop: StopRequest, overrides: dict[str, Any]) -> ExitCode:
         """Train this job only."""
+        stop.connecting = False
         load = partial(self.load_for, ranks, overrides)
         return unfinished_until_done(ranks, lambda: _exit_code([self.train(ranks, stop, load)]))
 
@@ -198,7 +199,7 @@ class TwinCommand(TrainCommand):
             raise JobError([Fault("--phases", "a comparison needs all phases of both runs")], "command line")
         if self.fork is not None:
             raise JobError([Fault("--fork", "a comparison needs two whole runs: use train --fork")], "command line")
-        with StopRequest() as stop:
+        with StopRequest(connecting=restarts_ranks(os.environ)) as stop:
             code = self.with_ranks(lambda ranks: self.train_pairs(ranks, stop, overrides), overrides)
             return _after_signal(code, stop)
 
@@ -227,6 +228,7 @@ class TwinCommand(TrainCommand):
         """Train both runs of each seed, one after the other, and print the comparison; a stop ends the command."""
         from hvd_batchgrow.train.run.restart import agents_of, is_restart
 
+        stop.connecting = False
         commands = ranks.run_on_all(lambda: self.of_each_seed(overrides))
         folders = [self.runs_dir / f"{name}{suffix}" for name in commands for suffix in ("", "-twin")]
         if self.seeds > 1 and self.resume == "never" and not self.overwrite:

@@ -22,8 +22,8 @@ from tests.helpers import job_tree, small_source, write_idx_folder
 from tests.launch.test_forms import BIN, ENVIRONMENT, launched, write_program
 
 GATE = 160
-"""Samples that each attempt trains before it waits at a gate, until its test opens the gate or its rank gets a signal."""
-GUARD_S = 100
+"""Samples that each attempt trains before it waits at a gate, until the test opens it or its rank gets a signal."""
+GUARD_S = 400
 SHARES_NO_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 """Without it, an agent that joins cannot meet the others (torch 2.13.0), as docs/growing-ranks.md says."""
 
@@ -44,7 +44,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "def wait(self, stop):",
         "    starts.append(self.state.samples)",
         "    file = lambda name: self.folder.parent.parent / f'{self.folder.name}.{name}'",
-        f"    while self.state.samples - starts[0] >= {GATE} and not stop.stop_requested and not file('open').exists():",
+        f"    at_gate = self.state.samples - starts[0] >= {GATE}",
+        "    while at_gate and not stop.stop_requested and not file('open').exists():",
         "        if self.ranks.rank == 0:",
         "            file(f'{self.ranks.size}-at-gate').touch()",
         "        time.sleep(0.05)",
