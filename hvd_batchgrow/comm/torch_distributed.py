@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import socket
+import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,7 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 from hvd_batchgrow.comm.launcher_env import MPI_LAUNCHERS, TORCHRUN, launched_by, launched_ranks, restarts_ranks
 from hvd_batchgrow.comm.ranks import HostTopology, Ranks
 from hvd_batchgrow.comm.rendezvous import meeting_point
-from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.messages.errors import ExitCode, RunError
 
 # A rank waits for another that downloads data or evaluates, however long that takes. If the peer ends, its
 # connection closes, and that ends the wait.
@@ -137,12 +139,32 @@ def join() -> TorchRanks:
     rank, size = launched_ranks(os.environ)
     try:
         store = _store(rank, size)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_COLLECTIVE_TIMEOUT)
-        return TorchRanks(dist.group.WORLD)
+        with _ending_after(
+            _JOIN_TIMEOUT, f"rank {rank} of {size} cannot join the others: one of them has not answered"
+        ):
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_COLLECTIVE_TIMEOUT)
+            return TorchRanks(dist.group.WORLD)
     except (dist.DistError, RuntimeError) as error:
         if isinstance(error, RunError):
             raise
         raise RunError(f"rank {rank} of {size} cannot join the others: {error}") from None
+
+
+@contextmanager
+def _ending_after(timeout: timedelta, why: str) -> Iterator[None]:
+    """End this process if the block takes too long: a rank that is killed while others connect to it stops them."""
+
+    def end() -> None:
+        print(f"{why} for {timeout.total_seconds():.0f} s", file=sys.stderr, flush=True)
+        os._exit(ExitCode.FAILURE)
+
+    timer = threading.Timer(timeout.total_seconds(), end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _store(rank: int, size: int) -> Any:

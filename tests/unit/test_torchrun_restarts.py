@@ -81,12 +81,17 @@ def test_a_restart_is_known_by_the_agents_of_the_last_attempt(tmp_path: Path, re
     assert not is_restart(tmp_path, [])
 
 
-def test_a_shared_store_is_a_note() -> None:
+def test_notes_on_a_shared_store_and_a_layout_that_was_changed() -> None:
+    job = small_job()
+    plan, _ = plan_for_ranks(job, Restarting(2))
     shared = AGENT | {"TORCHELASTIC_USE_AGENT_STORE": "True"}
-    (note,) = notes_on_restarts(shared)
+    (note,) = notes_on_restarts(shared, plan, job, 2)
     assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in note
-    assert notes_on_restarts(shared | {"TORCHELASTIC_MAX_RESTARTS": "0"}) == []
-    assert notes_on_restarts(AGENT | {"TORCHELASTIC_USE_AGENT_STORE": "False"}) == []
+    assert notes_on_restarts(shared | {"TORCHELASTIC_MAX_RESTARTS": "0"}, plan, job, 2) == []
+    assert notes_on_restarts(AGENT | {"TORCHELASTIC_USE_AGENT_STORE": "False"}, plan, job, 2) == []
+    changed, _ = plan_for_ranks(job, Restarting(4))
+    (note,) = notes_on_restarts(AGENT, changed, job, 4)
+    assert note == "the job's layout cannot be formed on 4 ranks: shares may be unequal, and ranks may be idle"
 
 
 @pytest.fixture
@@ -196,9 +201,19 @@ def test_an_adaptive_job_uses_the_ranks_that_its_first_batch_can() -> None:
     assert {layout.ranks for layout in plan.layouts} == {2}
 
 
-def test_a_job_without_a_plan_on_one_rank_is_refused_with_its_own_faults() -> None:
-    with pytest.raises(JobError, match=r"never cut"):
-        plan_for_ranks(small_job(schedule={"global_batch": 20}), Restarting(3))
+@pytest.mark.parametrize(
+    ("sections", "fault"),
+    [
+        ({"schedule": {"global_batch": 20}}, "never cut"),
+        ({"layout": {"grow_by": "ranks", "ranks_per_phase": [1, 2]}}, "2 numbers for 4 phases"),
+        ({"layout": {"grow_by": "auto"}}, "needs measured costs"),
+    ],
+)
+def test_faults_that_have_nothing_to_do_with_the_number_of_ranks_are_reported(
+    sections: dict[str, Any], fault: str
+) -> None:
+    with pytest.raises(JobError, match=fault):
+        plan_for_ranks(small_job(**sections), Restarting(3))
 
 
 def test_fixed_ranks_are_refused_as_before() -> None:

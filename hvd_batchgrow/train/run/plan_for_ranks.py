@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,12 +66,20 @@ def _plan_for_any_ranks(job: Job, num_ranks: int, num_samples: int) -> Plan:
     """Return the plan of the job's layout if these ranks can train it; otherwise one in which shares may be unequal.
 
     Phases with fewer ghost batches than ranks leave the other ranks idle.
+
+    Raises:
+        JobError: the job cannot be planned on any number of ranks.
     """
-    with suppress(JobError):
-        plan = compile_plan(job, num_ranks, num_samples)
-        if plan.peak_ranks <= num_ranks:
-            return plan
     flexible = _for_any_ranks(job)
+    for candidate in (job, flexible):
+        try:
+            plan = compile_plan(candidate, num_ranks, num_samples)
+        except JobError as error:
+            if any(fault.path.startswith("layout.") for fault in error.faults):
+                raise  # also a fault on any other number of ranks
+        else:
+            if plan.peak_ranks <= num_ranks:
+                return plan
     alone = compile_plan(flexible, 1, num_samples)
     usable = [min(num_ranks, phase.global_batch // alone.ghost_batch) for phase in alone.schedule.phases]
     if job.is_adaptive or min(usable) == num_ranks:  # later batches of an adaptive schedule are not known

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from hvd_batchgrow.comm.launcher_env import TORCHRUN, launched_by, restarts_ranks, torchrun_agent
 from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.config import Job
+from hvd_batchgrow.messages.wording import counted
+from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.storage.regular_files import read_regular
 
 LOCK_WAIT_S = 60.0
@@ -38,12 +41,25 @@ def is_restart(folder: Path, agents: Collection[str]) -> bool:
         return False  # no run yet, or a damaged record, which is reported elsewhere
 
 
-def notes_on_restarts(environment: Mapping[str, str]) -> list[str]:
-    """Return a note if torchrun processes that join later will fail.
+def notes_on_restarts(environment: Mapping[str, str], plan: Plan, job: Job, num_ranks: int) -> list[str]:
+    """Return what the user of torchrun with restarts should know: about its environment, and a layout that was changed.
 
     In torch 2.13.0, a torchrun process that joins waits for the address of rank 0, which a rank 0 that has stayed does
     not publish again (`DynamicRendezvousHandler.next_rendezvous`).
+
+    Args:
+        environment: of this process.
+        plan: for the current ranks.
+        job: as the user wrote it.
+        num_ranks: number of current ranks.
     """
-    if not restarts_ranks(environment) or environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    if not restarts_ranks(environment):
         return []
-    return ["if hosts are to join later, start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment"]
+    notes = []
+    if environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        variable = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
+        notes.append(f"if hosts are to join later, start torchrun with {variable} in its environment")
+    if plan.job.layout != job.layout:
+        ranks = counted(num_ranks, "rank")
+        notes.append(f"the job's layout cannot be formed on {ranks}: shares may be unequal, and ranks may be idle")
+    return notes

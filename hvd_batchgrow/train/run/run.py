@@ -171,7 +171,7 @@ def _train_in_folder(
         notes += ranks.run_on_rank0(lambda: notes_on_gaps(folder, plan, checkpoint, elastic)) or []
         notes += [*place.notes, *plan.notes, *notes_on_data(source), *notes_on_network(parts)]
         notes += notes_on_ranks(plan, ranks.size) if options.phases is None else []
-        notes += notes_on_restarts(os.environ)
+        notes += notes_on_restarts(os.environ, plan, job, ranks.size)
         trainer = Trainer(
             parts,
             plan,
