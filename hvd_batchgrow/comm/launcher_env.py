@@ -140,7 +140,7 @@ def restarts_ranks(environment: Mapping[str, str]) -> bool:
 
 
 def torchrun_agent(environment: Mapping[str, str]) -> str:
-    """Return a name of the torchrun process that has started this one; "" if there is none, or it has no name.
+    """Return a name of the torchrun process that has started this one; "" without torchrun, or if it has no name.
 
     All processes that it starts, one after another, get the same name, and those of other torchrun processes do not.
     """

@@ -143,7 +143,7 @@ def _train_in_folder(
     with RunLock(folder) as lock, ExitStack() as stack:
         ranks.run_on_rank0(lambda: lock.take(report, LOCK_WAIT_S if ranks.restarts else 0.0))
         agents = agents_of(ranks)
-        if parent is None and ranks.any(flag=ranks.rank == 0 and is_restart(folder, agents)):
+        if agents and parent is None and ranks.any(flag=ranks.rank == 0 and is_restart(folder, agents)):
             options = replace(options, resume=True, overwrite=False, fork_from=None)
         observers = ranks.run_on_rank0(make_observers) or ()
         # Before the folder is opened: if the network cannot be built, --overwrite must not remove the old run.
