@@ -85,12 +85,14 @@ def test_notes_on_a_shared_store_and_a_layout_that_was_changed() -> None:
     job = small_job()
     plan, _ = plan_for_ranks(job, Restarting(2))
     shared = AGENT | {"TORCHELASTIC_USE_AGENT_STORE": "True"}
-    (note,) = notes_on_restarts(shared, plan, job, 2)
+    (note,) = notes_on_restarts(shared, plan, job, 2, resume=True)
     assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in note
-    assert notes_on_restarts(shared | {"TORCHELASTIC_MAX_RESTARTS": "0"}, plan, job, 2) == []
-    assert notes_on_restarts(AGENT | {"TORCHELASTIC_USE_AGENT_STORE": "False"}, plan, job, 2) == []
+    assert notes_on_restarts(shared | {"TORCHELASTIC_MAX_RESTARTS": "0"}, plan, job, 2, resume=False) == []
+    assert notes_on_restarts(AGENT | {"TORCHELASTIC_USE_AGENT_STORE": "False"}, plan, job, 2, resume=True) == []
+    (note,) = notes_on_restarts(AGENT, plan, job, 2, resume=False)
+    assert note.startswith("add --resume auto")
     changed, _ = plan_for_ranks(job, Restarting(4))
-    (note,) = notes_on_restarts(AGENT, changed, job, 4)
+    (note,) = notes_on_restarts(AGENT, changed, job, 4, resume=True)
     assert note == "the job's layout cannot be formed on 4 ranks: shares may be unequal, and ranks may be idle"
 
 

@@ -41,7 +41,9 @@ def is_restart(folder: Path, agents: Collection[str]) -> bool:
         return False  # no run yet, or a damaged record, which is reported elsewhere
 
 
-def notes_on_restarts(environment: Mapping[str, str], plan: Plan, job: Job, num_ranks: int) -> list[str]:
+def notes_on_restarts(
+    environment: Mapping[str, str], plan: Plan, job: Job, num_ranks: int, *, resume: bool
+) -> list[str]:
     """Return what the user of torchrun with restarts should know: about its environment, and a layout that was changed.
 
     In torch 2.13.0, a torchrun process that joins waits for the address of rank 0, which a rank 0 that has stayed does
@@ -52,6 +54,7 @@ def notes_on_restarts(environment: Mapping[str, str], plan: Plan, job: Job, num_
         plan: for the current ranks.
         job: as the user wrote it.
         num_ranks: number of current ranks.
+        resume: whether the command has `--resume auto`.
     """
     if not restarts_ranks(environment):
         return []
@@ -59,6 +62,8 @@ def notes_on_restarts(environment: Mapping[str, str], plan: Plan, job: Job, num_
     if environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         variable = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
         notes.append(f"if hosts are to join later, start torchrun with {variable} in its environment")
+    if not resume:  # `is_restart` needs a process that has started an attempt and is still there
+        notes.append("add --resume auto, so that the run continues also if all torchrun processes have been replaced")
     if plan.job.layout != job.layout:
         ranks = counted(num_ranks, "rank")
         notes.append(f"the job's layout cannot be formed on {ranks}: shares may be unequal, and ranks may be idle")

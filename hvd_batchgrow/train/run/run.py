@@ -139,7 +139,7 @@ def _train_in_folder(
         parent: the heartbeat of the run that trains this one as a branch; None: this is not a branch.
     """
     (plan, shown), source = plans, place.source
-    job, folder = shown.job, options.runs_dir / shown.job.name
+    job, folder, requested_resume = shown.job, options.runs_dir / shown.job.name, options.resume
     with RunLock(folder) as lock, ExitStack() as stack:
         ranks.run_on_rank0(lambda: lock.take(report, LOCK_WAIT_S if ranks.restarts else 0.0))
         agents = agents_of(ranks)
@@ -171,7 +171,7 @@ def _train_in_folder(
         notes += ranks.run_on_rank0(lambda: notes_on_gaps(folder, plan, checkpoint, elastic)) or []
         notes += [*place.notes, *plan.notes, *notes_on_data(source), *notes_on_network(parts)]
         notes += notes_on_ranks(plan, ranks.size) if options.phases is None else []
-        notes += notes_on_restarts(os.environ, plan, job, ranks.size)
+        notes += notes_on_restarts(os.environ, plan, job, ranks.size, resume=requested_resume)
         trainer = Trainer(
             parts,
             plan,
