@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hvd_batchgrow.cli.common import RanksCommand, terminal, unfinished_until_done
 from hvd_batchgrow.cli.compare import Margin
-from hvd_batchgrow.comm.launcher_env import is_elastic
+from hvd_batchgrow.comm.launcher_env import is_elastic, restarts_ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.types import PositiveInt, Price, RunName
 from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError, RunError
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from hvd_batchgrow.observers.console import PlainConsole
     from hvd_batchgrow.train.events import Observer, RunEnded
     from hvd_batchgrow.train.run.run import RunOptions
+
+_SIGNAL_WAIT_S = 5.0
+"""Each torchrun looks once per second for others that have joined."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,13 @@ class TrainCommand(RanksCommand):
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Train; return 75 if stopped before the end."""
         self.check_flags()
-        with StopRequest() as stop:
-            return self.with_ranks(lambda ranks: self.train_alone(ranks, stop, overrides), overrides)
+        with StopRequest(connecting=restarts_ranks(os.environ)) as stop:
+            code = self.with_ranks(lambda ranks: self.train_alone(ranks, stop, overrides), overrides)
+            return _after_signal(code, stop)
 
     def train_alone(self, ranks: Ranks, stop: StopRequest, overrides: dict[str, Any]) -> ExitCode:
         """Train this job only."""
+        stop.connecting = False
         load = partial(self.load_for, ranks, overrides)
         return unfinished_until_done(ranks, lambda: _exit_code([self.train(ranks, stop, load)]))
 
@@ -75,6 +80,9 @@ class TrainCommand(RanksCommand):
             if is_elastic(os.environ):
                 fault = "an elastic job restarts its run and would fork again: fork on fixed ranks (--max-updates 1)"
                 raise JobError([Fault("--fork", fault)], "command line")
+        if self.max_updates is not None and restarts_ranks(os.environ):
+            fault = "torchrun would start the ranks again after the stop, and train on: use it with --max-restarts 0"
+            raise JobError([Fault("--max-updates", fault)], "command line")
         self.phase_range()
 
     def phase_range(self) -> tuple[int, int] | None:
@@ -191,8 +199,9 @@ class TwinCommand(TrainCommand):
             raise JobError([Fault("--phases", "a comparison needs all phases of both runs")], "command line")
         if self.fork is not None:
             raise JobError([Fault("--fork", "a comparison needs two whole runs: use train --fork")], "command line")
-        with StopRequest() as stop:
-            return self.with_ranks(lambda ranks: self.train_pairs(ranks, stop, overrides), overrides)
+        with StopRequest(connecting=restarts_ranks(os.environ)) as stop:
+            code = self.with_ranks(lambda ranks: self.train_pairs(ranks, stop, overrides), overrides)
+            return _after_signal(code, stop)
 
     def load_growing(self, ranks: Ranks, overrides: dict[str, Any]) -> Job:
         """Return the job, which must differ from its twin; the twin of an adaptive job is known after its run."""
@@ -217,10 +226,14 @@ class TwinCommand(TrainCommand):
 
     def train_pairs(self, ranks: Ranks, stop: StopRequest, overrides: dict[str, Any]) -> ExitCode:
         """Train both runs of each seed, one after the other, and print the comparison; a stop ends the command."""
+        from hvd_batchgrow.train.run.restart import agents_of, is_restart
+
+        stop.connecting = False
         commands = ranks.run_on_all(lambda: self.of_each_seed(overrides))
         folders = [self.runs_dir / f"{name}{suffix}" for name in commands for suffix in ("", "-twin")]
         if self.seeds > 1 and self.resume == "never" and not self.overwrite:
-            ranks.run_on_rank0(lambda: _refuse_existing(folders))
+            agents = agents_of(ranks)
+            ranks.run_on_rank0(lambda: _refuse_existing([each for each in folders if not is_restart(each, agents)]))
         ended: list[RunEnded] = []
         for index, folder in enumerate(folders):
             if index and ranks.any(flag=stop.stop_requested):
@@ -257,6 +270,16 @@ class TwinCommand(TrainCommand):
         curves = shlex.join(["tensorboard", "--host", "localhost", "--logdir", str(self.runs_dir)])
         console.print(f"curves: {curves}", highlight=False, soft_wrap=True)
         print_pairs(console, folders, self.margin, with_costs=self.seeds > 1)
+
+
+def _after_signal(code: ExitCode, stop: StopRequest) -> ExitCode:
+    """Return the code of a rank after torchrun has had time to send it SIGTERM, as it has to the rank that stopped all.
+
+    A rank that ends before the signal uses up a restart (`--max-restarts`), because torchrun counts it as a failure.
+    """
+    if code == ExitCode.STOPPED and restarts_ranks(os.environ):
+        stop.wait(_SIGNAL_WAIT_S)
+    return code
 
 
 def _refuse_existing(folders: Sequence[Path]) -> None:

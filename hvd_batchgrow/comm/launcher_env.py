@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Literal
 
 from hvd_batchgrow.messages.errors import Fault
@@ -126,3 +128,25 @@ def is_first_process(environment: Mapping[str, str]) -> bool:
 def is_elastic(environment: Mapping[str, str]) -> bool:
     """Return whether horovodrun runs this process in an elastic job, which ranks may join and leave."""
     return environment.get("HOROVOD_ELASTIC") == "1"
+
+
+def restarts_ranks(environment: Mapping[str, str]) -> bool:
+    """Return whether torchrun starts all ranks again, as new processes, if ranks join, leave or fail.
+
+    It does so with `--max-restarts` above 0. The range of `--nnodes MIN:MAX` is not visible to the ranks.
+    """
+    restarts = environment.get("TORCHELASTIC_MAX_RESTARTS", "")
+    return launched_by(environment) == TORCHRUN and _is_count(restarts) and int(restarts) > 0
+
+
+def torchrun_agent(environment: Mapping[str, str]) -> str:
+    """Return a name of the torchrun process that has started this one; "" without torchrun, or if it has no name.
+
+    All processes that it starts, one after another, get the same name, and those of other torchrun processes do not.
+    """
+    # torchrun makes a folder when it starts, and gives its processes the paths FOLDER/attempt_K/LOCAL_RANK/error.json.
+    # TORCHELASTIC_RUN_ID does not identify it: it is "none" by default, and equal for several torchrun processes.
+    path = PurePath(environment.get("TORCHELASTIC_ERROR_FILE", ""))
+    if launched_by(environment) != TORCHRUN or len(path.parents) < 4:
+        return ""
+    return f"{socket.gethostname()}:{path.parents[2]}"

@@ -66,6 +66,8 @@ class Ranks(ABC):
     """Library that sums gradients: "MPI", "Gloo" or "NCCL"; empty for a single process."""
     elastic = False
     """Whether ranks may join and leave while the job runs."""
+    restarts = False
+    """Whether the launcher starts all ranks again, as new processes, if ranks join, leave or fail."""
     _idle: tuple[WakeupClient, list[int]] | None = None
     """While a subset trains without this rank: its connection to rank 0, and the host of each rank."""
 

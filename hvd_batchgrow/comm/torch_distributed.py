@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import socket
+import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,10 +18,10 @@ from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in its __all__
 from torch.distributed.rendezvous import rendezvous
 
-from hvd_batchgrow.comm.launcher_env import MPI_LAUNCHERS, TORCHRUN, launched_by, launched_ranks
+from hvd_batchgrow.comm.launcher_env import MPI_LAUNCHERS, TORCHRUN, launched_by, launched_ranks, restarts_ranks
 from hvd_batchgrow.comm.ranks import HostTopology, Ranks
 from hvd_batchgrow.comm.rendezvous import meeting_point
-from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.messages.errors import ExitCode, RunError
 
 # A rank waits for another that downloads data or evaluates, however long that takes. If the peer ends, its
 # connection closes, and that ends the wait.
@@ -46,6 +48,7 @@ class TorchRanks(Ranks):
         self._group = group
         self._backends = backends
         self._is_guest = is_guest
+        self.restarts = restarts_ranks(os.environ)
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         place = HostTopology.among(hosts or self.hosts(), self.rank)
         self.local_rank, self.local_size = place.local_rank, place.local_size
@@ -116,7 +119,8 @@ def _lost_rank() -> Iterator[None]:
 def lost(fault: Exception) -> RunError:
     """Return the error to raise when the backend reports that a peer is lost."""
     first_line = str(fault).strip().splitlines()[0] if str(fault).strip() else type(fault).__name__
-    return RunError(f"another rank has ended or cannot be reached any more ({first_line})")
+    then = "; torchrun starts the ranks again if restarts are left" if restarts_ranks(os.environ) else ""
+    return RunError(f"another rank has ended or cannot be reached any more ({first_line}){then}")
 
 
 def join_initialised() -> TorchRanks:
@@ -135,12 +139,32 @@ def join() -> TorchRanks:
     rank, size = launched_ranks(os.environ)
     try:
         store = _store(rank, size)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_COLLECTIVE_TIMEOUT)
-        return TorchRanks(dist.group.WORLD)
+        with _ending_after(
+            _JOIN_TIMEOUT, f"rank {rank} of {size} cannot join the others: one of them has not answered"
+        ):
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_COLLECTIVE_TIMEOUT)
+            return TorchRanks(dist.group.WORLD)
     except (dist.DistError, RuntimeError) as error:
         if isinstance(error, RunError):
             raise
         raise RunError(f"rank {rank} of {size} cannot join the others: {error}") from None
+
+
+@contextmanager
+def _ending_after(timeout: timedelta, why: str) -> Iterator[None]:
+    """End this process if the block takes too long: a rank that is killed while others connect to it stops them."""
+
+    def end() -> None:
+        print(f"{why} for {timeout.total_seconds():.0f} s", file=sys.stderr, flush=True)
+        os._exit(ExitCode.FAILURE)
+
+    timer = threading.Timer(timeout.total_seconds(), end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _store(rank: int, size: int) -> Any:

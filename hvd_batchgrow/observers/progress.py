@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.progress import BarColumn, Progress, TaskID
 
+from hvd_batchgrow.comm.launcher_env import restarts_ranks
 from hvd_batchgrow.config.source_specs import ReportProgress
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.messages.wording import amount, counted
@@ -123,7 +125,7 @@ class ProgressDisplay(Observer):
         if event.done:
             result = f"{'done' if all_done else 'these phases are done'}: {how}"
         else:
-            result = f"stopped after {how} (a checkpoint is saved): the same command with --resume auto continues"
+            result = f"stopped after {how} (a checkpoint is saved): {_how_to_continue()}"
         self.console.paragraph(f"{event.job_name}: {result}")
         if event.best:
             self.console.paragraph(event.best)
@@ -133,6 +135,12 @@ class ProgressDisplay(Observer):
         if self._live:
             self._live.close()
             self._live = None
+
+
+def _how_to_continue() -> str:
+    if restarts_ranks(os.environ):
+        return "ranks join or leave, or the job ends; the run continues when torchrun starts the ranks again"
+    return "the same command with --resume auto continues"
 
 
 def _earlier_lines(event: RunStarted) -> list[Line]:

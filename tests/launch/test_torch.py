@@ -53,6 +53,31 @@ def test_a_rank_whose_peer_is_killed_ends_at_once_and_says_so(folder: Path) -> N
     assert "Traceback" not in text
 
 
+def test_a_rank_that_is_killed_while_others_connect_to_it_does_not_stop_them_for_ever(folder: Path) -> None:
+    """torchrun's other processes do not notice it, so the ranks would wait until a process joins or leaves."""
+    start = (
+        "from datetime import timedelta\n"
+        "from hvd_batchgrow.comm import torch_distributed\n"
+        "from hvd_batchgrow.comm.backend import connect\n"
+    )
+    waits = (
+        "store = torch_distributed._store\n"
+        "def meet(rank, size):\n"
+        "    met = store(rank, size)\n"
+        "    torch_distributed._JOIN_TIMEOUT = timedelta(seconds=5)\n"
+        "    return met\n"
+        "torch_distributed._store = meet\n"
+        "connect()\n"
+    )
+    dies = "torch_distributed._store(1, 2)\n"
+    store = meeting()
+    first, second = start_rank(folder, 0, store, start + waits), start_rank(folder, 1, store, start + dies)
+    second.communicate(timeout=300)
+    text, _ = first.communicate(timeout=300)
+    assert (first.returncode, second.returncode) == (1, 0)
+    assert "rank 0 of 2 cannot join the others: one of them has not answered for 5 s" in text
+
+
 def test_a_rank_that_waits_ends_when_rank_0_is_killed(folder: Path) -> None:
     program = (
         "import os, signal\n"

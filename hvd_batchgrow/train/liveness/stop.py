@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any, Protocol
 
 from hvd_batchgrow.interrupt import end_now, say
+from hvd_batchgrow.messages.errors import ExitCode
 
+_POLL_S = 0.05
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
@@ -26,16 +29,20 @@ class StopRequest:
 
     That works even while the process waits for other ranks in a call that lets no signal handler run, because a
     thread receives the signals. SIGUSR1 is not handled, because NCCL may use it.
+
+    Args:
+        connecting: SIGTERM ends the process at once, until `connecting` is set to False. A rank that torchrun restarts
+            would otherwise wait for ranks that have ended, until torchrun kills it.
     """
 
-    def __init__(self) -> None:
-        self.stop_requested = False
+    def __init__(self, *, connecting: bool = False) -> None:
+        self.stop_requested, self.connecting = False, connecting
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
         read_end, self._write_end = os.pipe()
         os.set_blocking(self._write_end, False)
-        self._thread = threading.Thread(target=_listen, args=(read_end,), name="interrupts", daemon=True)
+        self._thread = threading.Thread(target=self._listen, args=(read_end,), name="interrupts", daemon=True)
         self._thread.start()
         self._wakeup_before = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
         self._before = {number: signal.signal(number, self._request) for number in _SIGNALS}
@@ -50,17 +57,24 @@ class StopRequest:
         os.close(self._write_end)
         self._thread.join()
 
+    def wait(self, timeout_s: float) -> None:
+        """Wait for a stop request, at most for some seconds."""
+        deadline = time.monotonic() + timeout_s
+        while not self.stop_requested and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.stop_requested = True
 
-
-def _listen(read_end: int) -> None:
-    """Read the number of each signal as a byte, until the write end is closed."""
-    requested = False
-    while number := os.read(read_end, 1):
-        if number[0] == signal.SIGINT and requested:
-            end_now("interrupted again: ended at once, without another checkpoint")
-        if number[0] == signal.SIGINT:
-            say("interrupted: stops at the next update, with a checkpoint; a second ctrl-C ends it at once")
-        requested = requested or number[0] in _SIGNALS
-    os.close(read_end)
+    def _listen(self, read_end: int) -> None:
+        """Read the number of each signal as a byte, until the write end is closed."""
+        requested = False
+        while number := os.read(read_end, 1):
+            if number[0] == signal.SIGTERM and self.connecting:
+                os._exit(ExitCode.STOPPED)
+            if number[0] == signal.SIGINT and requested:
+                end_now("interrupted again: ended at once, without another checkpoint")
+            if number[0] == signal.SIGINT:
+                say("interrupted: stops at the next update, with a checkpoint; a second ctrl-C ends it at once")
+            requested = requested or number[0] in _SIGNALS
+        os.close(read_end)

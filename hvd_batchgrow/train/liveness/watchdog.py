@@ -200,7 +200,8 @@ class Watchdog:
         timeout_s = self._timeout_s
         if stalled_s > timeout_s * REPORT_SHARE and self._reported_count != count:
             self._reported_count = count
-            what = "the stalled rank ends" if self._ranks.elastic else "the job ends"
+            end = "the attempt ends" if self._ranks.restarts else "the job ends"
+            what = "the stalled rank ends" if self._ranks.elastic else end
             self._report(f"no progress for {stalled_s:.1f} s ({what} at {timeout_s:g} s): {self._culprits(stage)}")
         if stalled_s > self._limit_s(stage):
             self._report(f"no progress for {timeout_s:g} s, logging.stall_timeout_s; ending: {self._culprits(stage)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from hvd_batchgrow.comm.ranks import Ranks
@@ -19,6 +20,8 @@ def plan_for_ranks(
     job: Job, ranks: Ranks, phases: tuple[int, int] | None = None, replay: Path | None = None
 ) -> tuple[Plan, Plan]:
     """Return the plan for these ranks, and the plan to write; an elastic job's is for the most ranks it may use.
+
+    If ranks may join or leave, there is a plan for any number of them.
 
     Args:
         job: the job.
@@ -38,8 +41,12 @@ def plan_for_ranks(
         num_samples = known_num_samples(job.data)
     # From the written plan, a host discovery script reads how many ranks the elastic job can use.
     most_ranks = max(ranks.size, job.layout.max_ranks or 0) if ranks.elastic else ranks.size
-    shown = compile_plan(job, most_ranks, num_samples)
-    plan = compile_plan(_for_any_ranks(job), ranks.size, num_samples) if ranks.elastic else shown
+    if ranks.restarts and phases is None:
+        plan = _plan_for_any_ranks(job, ranks.size, num_samples)
+        shown = replace(plan, job=job)  # the run keeps the job as the user wrote it
+    else:
+        shown = compile_plan(job, most_ranks, num_samples)
+        plan = compile_plan(_for_any_ranks(job), ranks.size, num_samples) if ranks.elastic else shown
     if phases is not None:
         check_width(plan, phases, ranks.size)
         check_model(job)
@@ -53,6 +60,32 @@ def plan_for_ranks(
     except ValueError as error:
         raise JobError([Fault("update.allreduce_dtype", str(error))], job.name) from None
     return plan, shown
+
+
+def _plan_for_any_ranks(job: Job, num_ranks: int, num_samples: int) -> Plan:
+    """Return the plan of the job's layout if these ranks can train it; otherwise one in which shares may be unequal.
+
+    Phases with fewer ghost batches than ranks leave the other ranks idle.
+
+    Raises:
+        JobError: the job cannot be planned on any number of ranks.
+    """
+    flexible = _for_any_ranks(job)
+    for candidate in (job, flexible):
+        try:
+            plan = compile_plan(candidate, num_ranks, num_samples)
+        except JobError as error:
+            if any(fault.path.startswith("layout.") for fault in error.faults):
+                raise  # also a fault on any other number of ranks
+        else:
+            if plan.peak_ranks <= num_ranks:
+                return plan
+    alone = compile_plan(flexible, 1, num_samples)
+    usable = [min(num_ranks, phase.global_batch // alone.ghost_batch) for phase in alone.schedule.phases]
+    if job.is_adaptive or min(usable) == num_ranks:  # later batches of an adaptive schedule are not known
+        return compile_plan(flexible, min(usable), num_samples)
+    layout = flexible.layout.grown_by("ranks", ranks_per_phase=tuple(usable))
+    return compile_plan(job.model_copy(update={"layout": layout}), num_ranks, num_samples)
 
 
 def _for_any_ranks(job: Job) -> Job:

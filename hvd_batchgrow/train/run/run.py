@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from hvd_batchgrow.train.run.model_description import describe_model
 from hvd_batchgrow.train.run.notes import notes_on_data, notes_on_gaps, notes_on_network, notes_on_ranks
 from hvd_batchgrow.train.run.phase_range import check_reached, end_of
 from hvd_batchgrow.train.run.plan_for_ranks import plan_for_ranks
+from hvd_batchgrow.train.run.restart import LOCK_WAIT_S, agents_of, is_restart, notes_on_restarts
 from hvd_batchgrow.train.run.run_folder import open_run, removed_if_unused
 from hvd_batchgrow.train.run.run_lock import RunLock
 from hvd_batchgrow.train.run.setup import load_together, prepare_rank
@@ -137,9 +139,12 @@ def _train_in_folder(
         parent: the heartbeat of the run that trains this one as a branch; None: this is not a branch.
     """
     (plan, shown), source = plans, place.source
-    job, folder = shown.job, options.runs_dir / shown.job.name
+    job, folder, requested_resume = shown.job, options.runs_dir / shown.job.name, options.resume
     with RunLock(folder) as lock, ExitStack() as stack:
-        ranks.run_on_rank0(lambda: lock.take(report))
+        ranks.run_on_rank0(lambda: lock.take(report, LOCK_WAIT_S if ranks.restarts else 0.0))
+        agents = agents_of(ranks)
+        if agents and parent is None and ranks.any(flag=ranks.rank == 0 and is_restart(folder, agents)):
+            options = replace(options, resume=True, overwrite=False, fork_from=None)
         observers = ranks.run_on_rank0(make_observers) or ()
         # Before the folder is opened: if the network cannot be built, --overwrite must not remove the old run.
         pretrained = job.model.pretrained is not None and not _has_checkpoint(folder, options, elastic, ranks)
@@ -160,11 +165,13 @@ def _train_in_folder(
             pretrained=parts.pretrained,
             schema=source.schema and {**source.schema, "mean": source.mean, "std": source.std},
             description=ranks.run_on_all(lambda: describe_model(job, source)),
+            agents=agents,
         )
         ranks.run_on_all(lambda: check_reached(plan, options.phases, checkpoint, folder))
         notes += ranks.run_on_rank0(lambda: notes_on_gaps(folder, plan, checkpoint, elastic)) or []
         notes += [*place.notes, *plan.notes, *notes_on_data(source), *notes_on_network(parts)]
         notes += notes_on_ranks(plan, ranks.size) if options.phases is None else []
+        notes += notes_on_restarts(os.environ, plan, job, ranks.size, resume=requested_resume)
         trainer = Trainer(
             parts,
             plan,

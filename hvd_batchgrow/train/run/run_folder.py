@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -59,6 +59,7 @@ def open_run(
     pretrained: Mapping[str, str] | None = None,
     schema: Mapping[str, Any] | None = None,
     description: ModelDescription | None = None,
+    agents: Sequence[str] = (),
 ) -> tuple[Checkpoint | None, list[str]]:
     """Prepare a run folder on rank 0, and return the checkpoint to resume from on all ranks.
 
@@ -75,6 +76,7 @@ def open_run(
         pretrained: path and SHA-256 of the file of the initial weights, saved in `record.json`.
         schema: `DatasetPair.schema`, saved in `record.json`; a checkpoint is not resumed with a different one.
         description: saved in `model.json`.
+        agents: of these ranks, saved in `record.json`; see `is_restart`.
 
     Returns:
         the checkpoint, or None to start from the beginning; and notes for the user.
@@ -99,7 +101,8 @@ def open_run(
                 check_on_data(checkpoint)
                 notes.extend(_allowed_changes(folder, job, ranks))
             kept = {"data": schema, "pretrained": pretrained}
-            start = {"start_samples": checkpoint.samples if checkpoint else 0}
+            start: dict[str, Any] = {"start_samples": checkpoint.samples if checkpoint else 0}
+            start |= {"agents": list(agents)} if agents else {}
             _write_records(folder, records, _record(ranks, hardware) | start, notes, kept)
         except OSError as error:
             raise unwritable(error.filename or folder, error) from None

@@ -19,6 +19,11 @@ BEAT_S = 5.0
 """Interval at which the holder updates its mark."""
 NUM_BEATS = 4
 """A holder on another machine counts as dead if its mark does not change for this number of intervals."""
+_POLL_S = 0.5
+
+
+class _TakenError(RunError):
+    """Another job holds the lock."""
 
 
 class RunLock:
@@ -38,15 +43,29 @@ class RunLock:
         self._left = threading.Event()
         self._beats: threading.Thread | None = None
 
-    def take(self, report: ReportProgress = lambda *_: None) -> None:
+    def take(self, report: ReportProgress = lambda *_: None, wait_s: float = 0.0) -> None:
         """Take the lock.
 
         Args:
-            report: receives the progress of the wait for a holder on another machine that may be dead.
+            report: receives the progress of the wait for another holder.
+            wait_s: seconds to wait for a holder to release it.
 
         Raises:
             RunError: another job holds it (its host and process are named), or it cannot be written.
         """
+        begin = time.monotonic()
+        while True:
+            try:
+                return self._take(report)
+            except _TakenError as taken:
+                self._held.close()
+                if (waited_s := time.monotonic() - begin) >= wait_s:
+                    raise
+                report(f"{taken}; waiting for it to end", int(waited_s), int(wait_s), "s")
+            time.sleep(_POLL_S)
+
+    def _take(self, report: ReportProgress) -> None:
+        """Take the lock. Raises _TakenError if another process holds it, and RunError if it cannot be written."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = self._held.enter_context(locked(self._path, wait=False))
@@ -59,12 +78,12 @@ class RunLock:
         self._beats = threading.Thread(target=self._beat, name="run lock", daemon=True)
         self._beats.start()
 
-    def _taken(self, mark: str) -> RunError:
+    def _taken(self, mark: str) -> _TakenError:
         holder = mark.partition("\n")[0] or "it has not written its name yet"
-        return RunError(f"{self.folder} is being written by another job: {holder}")
+        return _TakenError(f"{self.folder} is being written by another job: {holder}")
 
     def _watch(self, mark: str, report: ReportProgress) -> None:
-        """Raise RunError if the mark of a holder on another machine changes; flock covers this machine."""
+        """Raise _TakenError if the mark of a holder on another machine changes; flock covers this machine."""
         if not mark or _boot_id() in mark:
             return
         what = f"waiting to see whether {mark.partition(chr(10))[0]} still runs"
