@@ -28,6 +28,10 @@ from hvd_batchgrow.train.update.recompute import recompute
 from hvd_batchgrow.train.update.rounding_noise import MARGIN, NUM_REPEATS, Noise, noise_size
 from hvd_batchgrow.train.weights_agree import check_agreement
 
+_REPEATS_BEFORE_ALARM = 16
+"""Repetitions with noise before a difference counts as a fault. If rounding has crossed the edge of a ReLU, each
+repetition crosses it with a probability of about 1/2."""
+
 
 @dataclass(frozen=True)
 class _Update:
@@ -57,9 +61,9 @@ class ReplayCheck:
     def __init__(self, parts: TrainingParts, ranks: Ranks, state: TrainState, folder: Path) -> None:
         self._parts, self._ranks, self._state, self._folder = parts, ranks, state, folder
         self._limits: Tensor | None = None
-        """Largest `LocalSums.distances` that rounding explains, for the share of each rank: (R, n). Equal on all ranks.
-
-        None: all bits must be equal."""
+        """The smallest limits that were measured; None: none was."""
+        self._num_differing = 0
+        """Number of checks whose results were not bit-identical, outside exact mode."""
 
     def of_next_update(self, plan: Plan, micro_batch: int) -> Callable[[LocalSums, float], None] | None:
         """Return the check of the next update, for `UpdateEngine.update`; None: it is not due.
@@ -90,16 +94,13 @@ class ReplayCheck:
         check_agreement(self._parts.model, self._ranks, update.samples, "The next update was not applied")
         repeat = partial(self._repeat, update, factor)
         results = [self._of_all(own), self._of_all(repeat(1))]
-        differing = self._suspects(results, None)
-        suspects = differing and self._suspects(results, self._limits)
-        if suspects and not self._parts.engine.exact:
-            self._limits = self._measured_limits(repeat, results)
-            suspects = self._suspects(results, self._limits)
+        is_identical = not self._suspects(results, None)
+        suspects, limits = ([], None) if is_identical else self._judge(repeat, results)
         if suspects:
             results.append(self._of_all(repeat(2)))
-            self._fail(update, [self._finding(share, results) for share in suspects])
+            self._fail(update, [self._finding(share, results, limits) for share in suspects])
         seconds = time.perf_counter() - begin
-        self._state.replays = self._state.replays.plus(seconds, update.samples, is_identical=not differing)
+        self._state.replays = self._state.replays.plus(seconds, update.samples, is_identical=is_identical)
 
     def _repeat(self, update: _Update, factor: float, ahead: int, noise: Noise | None = None) -> LocalSums:
         """Compute the share of the rank so many places ahead of this one."""
@@ -121,6 +122,27 @@ class ReplayCheck:
         table[self._ranks.rank] = words
         return [result.from_words(row) for row in self._ranks.sum(table, "replay")]
 
+    def _judge(
+        self, repeat: Callable[[int, Noise], LocalSums], results: Sequence[Sequence[LocalSums]]
+    ) -> tuple[list[int], Tensor | None]:
+        """Return the ranks whose shares have two results that differ by more than rounding, and the limits for that.
+
+        Args and limits as in `_measured_limits`; None: all bits must be equal.
+        """
+        if self._parts.engine.exact:
+            return self._suspects(results, None), None
+        self._num_differing += 1
+        is_due = self._num_differing.bit_count() == 1  # a power of two
+        if not is_due and not self._suspects(results, self._limits):
+            return [], self._limits
+        measured = self._measured_limits(repeat, results, range(NUM_REPEATS))
+        if self._suspects(results, measured):  # noise may have missed an edge of a ReLU that rounding has found
+            more = self._measured_limits(repeat, results, range(NUM_REPEATS, _REPEATS_BEFORE_ALARM))
+            measured = torch.maximum(measured, more)
+        # The smallest limits are kept, so that an update near an edge does not hide faults in later ones.
+        self._limits = measured if self._limits is None else torch.minimum(self._limits, measured)
+        return self._suspects(results, measured), measured
+
     def _suspects(self, results: Sequence[Sequence[LocalSums]], limits: Tensor | None) -> list[int]:
         """Return the ranks whose shares have two results that disagree; equal on all ranks."""
         first, second = results
@@ -128,7 +150,7 @@ class ReplayCheck:
         return [share for share in shares if not first[share].agrees(second[share - 1], _of_share(limits, share))]
 
     def _measured_limits(
-        self, repeat: Callable[[int, Noise], LocalSums], results: Sequence[Sequence[LocalSums]]
+        self, repeat: Callable[[int, Noise], LocalSums], results: Sequence[Sequence[LocalSums]], seeds: range
     ) -> Tensor:
         """Return how much rounding may change each share: twice the largest change by noise, plus the noise itself.
 
@@ -138,12 +160,16 @@ class ReplayCheck:
         Args:
             repeat: computes the share of the rank so many places ahead, with noise.
             results: the first and the second ones, without noise.
+            seeds: of the noise, one for each repetition.
+
+        Returns:
+            the largest `LocalSums.distances` for the share of each rank, float64 (R, n); equal on all ranks.
         """
         engine, rank = self._parts.engine, self._ranks.rank
         size = noise_size(engine.rule, engine.model, engine.device)
         limits = []
         for ahead, of_all in enumerate(results):
-            noisy = [repeat(ahead, Noise(size, seed)) for seed in range(NUM_REPEATS)]
+            noisy = [repeat(ahead, Noise(size, seed)) for seed in seeds]
             largest = torch.stack([of_all[rank].distances(one) for one in noisy]).amax(0)
             limits.append(MARGIN * largest + size)
         table = torch.zeros(2, self._ranks.size, len(limits[0]), dtype=torch.float64)
@@ -151,21 +177,21 @@ class ReplayCheck:
             table[ahead, (rank + ahead) % self._ranks.size] = limit
         return self._ranks.sum(table, "replay limits").amin(0)
 
-    def _finding(self, share: int, results: Sequence[Sequence[LocalSums]]) -> Finding:
+    def _finding(self, share: int, results: Sequence[Sequence[LocalSums]], limits: Tensor | None) -> Finding:
         ranks = tuple((share - back) % self._ranks.size for back in range(3))
         first, second, third = (of_all[rank] for of_all, rank in zip(results, ranks, strict=True))
         distances = first.distances(second)
-        limit = _of_share(self._limits, share)
-        limits = torch.zeros_like(distances) if limit is None else limit
-        worst = int((distances[:-1] - limits[:-1]).nan_to_num(torch.inf).argmax())
+        limit = _of_share(limits, share)
+        allowed = torch.zeros_like(distances) if limit is None else limit
+        worst = int((distances[:-1] - allowed[:-1]).nan_to_num(torch.inf).argmax())
         return Finding(
             share,
             (ranks[0], ranks[1], ranks[2]),
             (third.agrees(first, limit), third.agrees(second, limit)),
             gradient=float(distances[worst]),
-            gradient_limit=float(limits[worst]),
+            gradient_limit=float(allowed[worst]),
             loss=float(distances[-1]),
-            loss_limit=float(limits[-1]),
+            loss_limit=float(allowed[-1]),
             same_samples=first.digest == second.digest,
         )
 
