@@ -170,8 +170,9 @@ class ReplayCheck:
         limits = []
         for ahead, of_all in enumerate(results):
             noisy = [repeat(ahead, Noise(size, seed)) for seed in seeds]
-            largest = torch.stack([of_all[rank].distances(one) for one in noisy]).amax(0)
-            limits.append(MARGIN * largest + size)
+            distances = torch.stack([of_all[rank].distances(one) for one in noisy])
+            # Noise may overflow float16.
+            limits.append(MARGIN * distances.nan_to_num(torch.inf, torch.inf).amax(0) + size)
         table = torch.zeros(2, self._ranks.size, len(limits[0]), dtype=torch.float64)
         for ahead, limit in enumerate(limits):
             table[ahead, (rank + ahead) % self._ranks.size] = limit

@@ -191,6 +191,16 @@ def test_a_device_that_computes_other_numbers_each_time_is_found(
     assert "update 0, samples 0 … 47: " in failure_of(trainer, ranks)
 
 
+@pytest.mark.parametrize("layout", [{"max_micro_batch": 8}, EXACT], ids=["fast", "exact"])
+def test_repetitions_that_are_not_numbers_are_found(ranks: Ranks, tmp_path: Path, layout: dict[str, Any]) -> None:
+    trainer = make_trainer(job_of(layout=layout, checks={"replay_every": 1}), ranks, tmp_path)
+    buckets = trainer.parts.engine.buckets
+    if ranks.rank == ranks.size - 1:
+        parameter = next(trainer.parts.model.parameters())
+        parameter.register_hook(lambda gradient: gradient if buckets._is_backward else gradient * torch.nan)
+    assert "update 0, samples 0 … 47: " in failure_of(trainer, ranks)
+
+
 def test_a_sample_that_one_rank_reads_differently_is_found(ranks: Ranks, tmp_path: Path) -> None:
     source = small_source()
     if ranks.rank == 0:
