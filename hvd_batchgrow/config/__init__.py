@@ -257,6 +257,14 @@ class CheckpointSection(Section):
     such as "val/top1". None: do not keep them."""
 
 
+class ChecksSection(Section):
+    """`[checks]`: checks during training against wrong numbers that no error reports."""
+
+    replay_every: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Every so many updates, each rank's part of the update is computed again on another rank, and both must get the
+    same gradient. It costs about 1 / replay_every of the time. 0: no such check."""
+
+
 class LoggingSection(Section):
     """`[logging]`: metrics, TensorBoard and the stall timeout."""
 
@@ -290,6 +298,7 @@ class Job(Section):
     layout: LayoutSection = LayoutSection()
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    checks: ChecksSection = ChecksSection()
     logging: LoggingSection = LoggingSection()
 
     @property

@@ -129,6 +129,8 @@ class ProgressDisplay(Observer):
         self.console.paragraph(f"{event.job_name}: {result}")
         if event.best:
             self.console.paragraph(event.best)
+        if event.replay_checks:
+            self.console.paragraph(event.replay_checks)
 
     def close(self) -> None:
         """Remove the live view, if there is one."""

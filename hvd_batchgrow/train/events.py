@@ -91,6 +91,8 @@ class TrainRecord:
     """With the estimator "norm_layers": what it was computed from; None: not measured."""
     elapsed_s: float | None = None
     """Wall time of the run up to here, over all attempts, with evaluations and checkpoints; None outside of a run."""
+    replay_checks: int = 0
+    """Checks of `checks.replay_every` that have passed since the start of the run."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,8 @@ class RunEnded:
     """The last one: of the test set if the run has reached the end of its plan."""
     best: str | None = None
     """Result and checkpoint of the best evaluation, if the job keeps one."""
+    replay_checks: str | None = None
+    """Number and duration of the passed checks, if the job makes them."""
 
 
 class Observer:

@@ -83,6 +83,7 @@ class MetricWindow:
             gradient_noise=state.growth.noise,
             norm_layers=state.growth.norm_layers,
             elapsed_s=state.elapsed_s,
+            replay_checks=state.replays.passed,
         )
 
 

@@ -104,18 +104,26 @@ class TrainingParts:
         )
 
     def ghost_batches(
-        self, samples: int, ranks: Ranks, num_groups: NumGroups = one_by_one, *, beside: bool = False
+        self,
+        samples: int,
+        ranks: Ranks,
+        num_groups: NumGroups = one_by_one,
+        *,
+        rank: int | None = None,
+        beside: bool = False,
     ) -> GhostBatchStream:
-        """Return this rank's ghost batches of the stream from a sample counter on.
+        """Return a rank's ghost batches of the stream from a sample counter on.
 
         Args:
             samples: the sample counter.
             ranks: those that share the stream.
             num_groups: how many ghost batches are read as one batch; those of a pass need no copy then.
+            rank: whose ghost batches; None: those of this rank.
             beside: leave what is prefetched for training as it is.
         """
         group = self.job.model.ghost_batch
-        first = groups_of_rank(samples // group, ranks.size, ranks.rank, ranks.size)[0]
+        of_rank = ranks.rank if rank is None else rank
+        first = groups_of_rank(samples // group, ranks.size, of_rank, ranks.size)[0]
         batches = self.reader.training(self.stream, group, first, ranks.size, num_groups, beside=beside)
         return GhostBatchStream(batches, group)
 
@@ -179,6 +187,9 @@ def _build_network(
     if found and job.layout.exact:
         fault = f"is not possible with {job.model.name}; at {'; '.join(found)}"
         raise JobError([Fault("layout.exact", fault)], job.name)
+    if job.checks.replay_every and (reasons := [*found, *state.attributes]):
+        fault = f"is not possible with {job.model.name}, whose repeated passes may differ; at {'; '.join(reasons)}"
+        raise JobError([Fault("checks.replay_every", fault)], job.name)
     check_norm_layers(job, model, form)
     if job.data.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

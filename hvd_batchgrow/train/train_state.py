@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,28 @@ from hvd_batchgrow.train.update.engine import UpdateResult
 from hvd_batchgrow.train.update.weight_average import WeightAverage
 
 
+@dataclass(frozen=True)
+class ReplayTally:
+    """The passed checks of `checks.replay_every` since the start of the run."""
+
+    passed: int = 0
+    seconds: float = 0.0
+    """Their duration on rank 0."""
+    samples: int = 0
+    """Sample counter before the update of the last one."""
+    identical: int = 0
+    """Those in which all results were bit-identical. In the others rounding explains the differences."""
+
+    def plus(self, seconds: float, samples: int, *, is_identical: bool) -> ReplayTally:
+        """Return it with one more passed check."""
+        return ReplayTally(self.passed + 1, self.seconds + seconds, samples, self.identical + is_identical)
+
+    def describe(self, elapsed_s: float) -> str:
+        """Return their number and their share of the run's time."""
+        share = 100 * self.seconds / max(elapsed_s, 1e-9)
+        return f"replay checks passed: {self.passed:,} ({self.identical:,} bit-identical), {share:.1f} % of the time"
+
+
 class TrainState:
     """The sample counter and what follows it, in addition to the weights and the optimizer of the parts.
 
@@ -31,6 +54,7 @@ class TrainState:
         """The sample counter."""
         self.num_skipped = 0
         """Number of updates skipped because they were not finite."""
+        self.replays = ReplayTally()
         self.evaluation: Evaluation | None = None
         """The last one."""
         self.best: dict[str, Any] = {}
@@ -86,6 +110,7 @@ class TrainState:
         self._parts.model.load_state_dict(checkpoint.model)
         _load_optimizer(self._parts.optimizer, checkpoint.optimizer)
         self.samples, self.num_skipped = checkpoint.samples, checkpoint.num_skipped
+        self.replays = ReplayTally(**checkpoint.replays)
         if self.average:
             self.average.load_state_dict(checkpoint.average)
         engine.load_state_dict(vars(checkpoint))
@@ -116,6 +141,7 @@ class TrainState:
             growth=self.growth.state(),
             best=self.best,
             gradient_magnitudes=engine["gradient_magnitudes"],
+            replays=asdict(self.replays) if self.replays.passed else {},
         )
 
 

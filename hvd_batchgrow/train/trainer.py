@@ -46,6 +46,7 @@ from hvd_batchgrow.train.metric_window import MetricWindow
 from hvd_batchgrow.train.parts import TrainingParts
 from hvd_batchgrow.train.precise_bn import reestimate
 from hvd_batchgrow.train.rank_subsets import ranks_of_phase
+from hvd_batchgrow.train.replay_check import ReplayCheck
 from hvd_batchgrow.train.run.run_folder import write_plan
 from hvd_batchgrow.train.train_state import TrainState
 from hvd_batchgrow.train.update.engine import UpdateResult
@@ -96,6 +97,7 @@ class Trainer:
         self.state = TrainState(parts)
         self.team = ranks
         """The ranks that train the current phase."""
+        self.replay_check = ReplayCheck(parts, ranks, self.state, folder)
         boundaries = plan.schedule.milestones
         self.writer = CheckpointWriter(folder / "checkpoints", self.job.checkpoint.keep, boundaries)
 
@@ -218,7 +220,10 @@ class Trainer:
         again = lambda: read(self._ghost_batches(beside=True))  # noqa: E731
         try:
             result = parts.engine.update(
-                read(ghost_batches), len(passes), phase, batch // group, stop=stop, again=again
+                *(read(ghost_batches), len(passes), phase, batch // group),
+                stop=stop,
+                again=again,
+                check=self.replay_check.of_next_update(self.plan, micro_batch),
             )
         except (NonFinite, OverflowError) as fault:  # sums are bit-identical on all ranks, so all of them raise
             raise self._failure(describe(fault, self.plan, parts.stream, state.samples)) from None
@@ -246,6 +251,7 @@ class Trainer:
     def _use(self, team: Ranks) -> None:
         """Share the following updates and evaluations among these ranks, which include this one."""
         self.team = team
+        self.replay_check = ReplayCheck(self.parts, team, self.state, self.folder)
         self.parts.engine.use(team)
 
     @property
@@ -377,6 +383,7 @@ class Trainer:
             elapsed_s=self.state.elapsed_s,
             evaluation=self.state.evaluation,
             best=self._best(),
+            replay_checks=self.state.replays.describe(self.state.elapsed_s) if self.job.checks.replay_every else None,
         )
 
     def _best(self) -> str | None:

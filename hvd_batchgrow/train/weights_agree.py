@@ -15,7 +15,9 @@ from hvd_batchgrow.messages.errors import ExitCode, RunError
 _MOST_SHOWN = 8
 
 
-def check_agreement(model: nn.Module, ranks: Ranks, samples: int) -> None:
+def check_agreement(
+    model: nn.Module, ranks: Ranks, samples: int, consequence: str = "This checkpoint was not written"
+) -> None:
     """Compare a CRC-32C of all parameters and buffers over the ranks, in one small all-reduce.
 
     All ranks call it together.
@@ -24,6 +26,7 @@ def check_agreement(model: nn.Module, ranks: Ranks, samples: int) -> None:
         model: of this rank.
         ranks: that train it together.
         samples: the sample counter, for the message.
+        consequence: what is not done if the weights differ, for the message.
 
     Raises:
         CollectiveError: on all ranks, if the weights differ; the message names the ranks and tensors.
@@ -42,8 +45,8 @@ def check_agreement(model: nn.Module, ranks: Ranks, samples: int) -> None:
     odd = [rank for rank, row in enumerate(rows) if row != usual]
     error = RunError(
         f"after {samples:,} samples the ranks hold different weights: rank {_listed(odd)} differs from rank "
-        f"{rows.index(usual)} in {_listed(differing)}. This checkpoint was not written. The cause may be a network "
-        "that changes its weights or buffers in its forward pass; `hvd-batchgrow verify` compares layouts"
+        f"{rows.index(usual)} in {_listed(differing)}. {consequence}. The cause may be a network that changes its "
+        "weights or buffers in its forward pass; `hvd-batchgrow verify` compares layouts"
     )
     raise CollectiveError(error if ranks.rank == 0 else None, ExitCode.FAILURE)
 

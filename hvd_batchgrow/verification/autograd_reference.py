@@ -33,7 +33,8 @@ from hvd_batchgrow.train.update.changing_buffers import ChangingBuffers
 from hvd_batchgrow.train.update.forward import MicroBatch, autocast, forward_of
 from hvd_batchgrow.train.update.loss_scale import LossScale
 from hvd_batchgrow.train.update.micro_batches import join_groups
-from hvd_batchgrow.verification.rounding_limits import Noise, States, noise_size, tensors_of
+from hvd_batchgrow.train.update.rounding_noise import Noise, noise_size
+from hvd_batchgrow.verification.rounding_limits import States, tensors_of
 
 
 @dataclass

@@ -27,8 +27,9 @@ from hvd_batchgrow.nn.build import build_model, forward_state, hazards
 from hvd_batchgrow.schedule.layout import form_layout
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_paths
 from hvd_batchgrow.train.run.setup import prepare_rank
+from hvd_batchgrow.train.update.rounding_noise import NUM_REPEATS
 from hvd_batchgrow.verification.autograd_reference import PlainRun
-from hvd_batchgrow.verification.rounding_limits import NUM_REPEATS, Deviation, RoundingLimits, States, tensors_of
+from hvd_batchgrow.verification.rounding_limits import Deviation, RoundingLimits, States, tensors_of
 from hvd_batchgrow.verification.tree_digest import tree_digest
 
 _GRACE_S = 5.0

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hvd_batchgrow.comm.ranks import SingleRank
-from hvd_batchgrow.config import Job
+from hvd_batchgrow.config import ChecksSection, Job
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.nn.ghost.ghost_choice import by_pytorch_only
@@ -145,6 +145,17 @@ def test_a_run_has_the_weights_of_the_cpu_and_resumes_bit_identically(
     resumed = trainer_of(make(), device, tmp_path / "resumed")
     resumed.run(NEVER, checkpoint)
     assert digest(resumed) == digest(on_device)
+
+
+@pytest.mark.parametrize("name", ["adamw", "exact", "noise of norm layers", "float16", "partly used"])
+def test_replay_checks_pass_and_change_nothing(device: torch.device, name: str, tmp_path: Path) -> None:
+    plain = JOBS[name][0]()
+    checked = plain.model_copy(update={"checks": ChecksSection(replay_every=1)})
+    without, with_checks = trainer_of(plain, device, tmp_path / "0"), trainer_of(checked, device, tmp_path / "1")
+    without.run(NEVER)
+    updates = with_checks.run(NEVER).updates
+    assert digest(with_checks) == digest(without)
+    assert with_checks.state.replays.identical == updates - with_checks.state.num_skipped > 0
 
 
 @pytest.mark.parametrize("name", JOBS)

@@ -52,6 +52,15 @@ def test_workers_do_not_change_the_weights(ranks: Ranks, tmp_path: Path) -> None
     assert digest(there) == digest(here)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_random_transforms_are_repeated_by_replay_checks(ranks: Ranks, tmp_path: Path, workers: int) -> None:
+    plain = trained(job_of("pictures"), ranks, tmp_path / "plain")
+    job = job_of("pictures", data={"workers": workers}, checks={"replay_every": 2})
+    checked = trained(job, ranks, tmp_path / "checked")
+    assert digest(checked) == digest(plain)
+    assert checked.state.replays.identical == checked.plan.num_updates // 2
+
+
 @pytest.mark.parametrize("updates", [2, 7])
 def test_a_stopped_run_on_random_transforms_resumes_with_the_same_weights(
     ranks: Ranks, tmp_path: Path, updates: int

@@ -339,9 +339,10 @@ VALUES = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=3), inner, max_size=2)),
     max_leaves=5,
 )
+SECTIONS = "data", "model", "optim", "schedule", "update", "layout", "evaluation", "checkpoint", "checks", "logging"
 KEYS = [
     (section, key)
-    for section in ("data", "model", "optim", "schedule", "update", "layout", "evaluation", "checkpoint", "logging")
+    for section in SECTIONS
     for key in (variants(section).get({"optim": "sgd"}.get(section, "grow")) or variants(section)[""]).model_fields
     if (section, key) not in {("optim", "name"), ("schedule", "policy")}
 ]

@@ -16,8 +16,9 @@ from hvd_batchgrow.config import Job
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.train.precise_bn import reestimate
 from hvd_batchgrow.train.trainer import Trainer
+from hvd_batchgrow.train.update.rounding_noise import NUM_REPEATS
 from hvd_batchgrow.verification.autograd_reference import PlainRun
-from hvd_batchgrow.verification.rounding_limits import NUM_REPEATS, Deviation, RoundingLimits, States
+from hvd_batchgrow.verification.rounding_limits import Deviation, RoundingLimits, States
 from tests.helpers import job_tree, small_source
 from tests.training import make_trainer
 

@@ -8,7 +8,8 @@ from torch import nn
 
 from hvd_batchgrow.config import UpdateSection
 from hvd_batchgrow.messages.errors import RunError
-from hvd_batchgrow.verification.rounding_limits import Noise, RoundingLimits, noise_size
+from hvd_batchgrow.train.update.rounding_noise import Noise, noise_size
+from hvd_batchgrow.verification.rounding_limits import RoundingLimits
 
 CPU = torch.device("cpu")
 

@@ -51,6 +51,8 @@ class Checkpoint:
     """The best evaluation so far, from `improved`; empty if the job keeps none."""
     gradient_magnitudes: list[int] = field(default_factory=list)
     """`GradientBuckets.magnitudes`; empty without exact mode."""
+    replays: dict[str, Any] = field(default_factory=dict)
+    """`ReplayTally` of the run; empty before the first passed check."""
 
     def to_bytes(self) -> bytes:
         """Return the content of the file; see `write_to`."""

@@ -56,6 +56,13 @@ class _LossScale(_Strict):
     growth_updates: PositiveInt
 
 
+class _Replays(_Strict):
+    passed: PositiveInt
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    samples: NonNegativeInt
+    identical: NonNegativeInt
+
+
 _Empty = Annotated[dict[str, Any], Field(max_length=0)]
 
 
@@ -83,6 +90,8 @@ class _Contents(_Strict):
     best: _Best | _Empty = {}
     """Checkpoints of version 0.1.0 lack it."""
     gradient_magnitudes: list[int] = []
+    """Checkpoints of version 0.1.0 lack it."""
+    replays: _Replays | _Empty = {}
     """Checkpoints of version 0.1.0 lack it."""
 
 

@@ -46,6 +46,16 @@ class Bucket:
         """Whether this backward has finished with all members. If `starts_last`, only its end shows that."""
         return len(self.accumulated) == len(self.members) and not self.starts_last
 
+    @property
+    def local_sum(self) -> Tensor:
+        """The sum, of a bucket that adds 16-bit gradients to `earlier` after each backward.
+
+        (n,), or in exact mode (n + 1,).
+        """
+        if self.exact:
+            return self.exact.total
+        return self.flat if self.earlier is None else self.earlier
+
     def restore(self, place: int) -> None:
         """Copy into its slice the gradient of a member that a hook of the network has replaced."""
         parameter, slice_ = self.members[place], self.slices[place]

@@ -26,10 +26,11 @@ from hvd_batchgrow.tasks.task import Losses
 from hvd_batchgrow.train.liveness.watchdog import WAITING
 from hvd_batchgrow.train.update.changing_buffers import ChangingBuffers
 from hvd_batchgrow.train.update.exact import check_range
-from hvd_batchgrow.train.update.forward import Forward, MicroBatch, forward_of
+from hvd_batchgrow.train.update.forward import Forward, MicroBatch, check_losses, forward_of
 from hvd_batchgrow.train.update.gradient_noise import NoiseEstimate
 from hvd_batchgrow.train.update.gradient_norms import GradientNorms
 from hvd_batchgrow.train.update.gradients import GradientBuckets, wire_type_of
+from hvd_batchgrow.train.update.local_sums import LocalSums
 from hvd_batchgrow.train.update.loss_scale import LossScale
 from hvd_batchgrow.train.update.micro_batches import gather_replaced, repeatable
 from hvd_batchgrow.train.update.non_finite import NonFinite
@@ -182,6 +183,7 @@ class UpdateEngine:
         *,
         stop: bool = False,
         again: Callable[[], Iterator[MicroBatch]] | None = None,
+        check: Callable[[LocalSums, float], None] | None = None,
     ) -> UpdateResult:
         """Do one update.
 
@@ -194,6 +196,8 @@ class UpdateEngine:
             again: returns the same micro-batches again. Exact updates whose gradients are much larger or smaller than
                 those of the update before are repeated. None: the engine keeps the micro-batches of an exact update, so
                 their tensors must not change until the update is done.
+            check: called before the optimizer step, if the gradient is finite, with what this rank has computed and
+                the factor on the loss of each sample. If it raises, the weights are those before the update.
 
         Raises:
             NonFinite: loss or gradient is not finite, and `on_nonfinite` is "stop"; raised on all ranks.
@@ -207,16 +211,22 @@ class UpdateEngine:
             raise ValueError(f"num_passes = {num_passes}: must be at least 1 on each rank")
         if self.exact and again is None:
             micro_batches, again = repeatable(micro_batches)
+        self.buckets.sketches = {} if check else None
         self.stopwatch.begin("forward")
         while (done := self._compute(micro_batches, num_passes, phase, num_groups, stop=stop)) is None:
             assert again is not None  # only exact updates are repeated
             micro_batches = again()
         share, totals, statistics, norm = done
         norm /= self._weigh(totals.weight, phase.global_batch)
-        noise = self.buckets.noise(phase.global_batch, totals.weight, self._factor(phase, num_groups))
+        factor = self._factor(phase, num_groups)
+        noise = self.buckets.noise(phase.global_batch, totals.weight, factor)
         self._check_frozen()
         self.changing.share(self.ranks)
         replaced = gather_replaced(share.replaced, self.ranks) if totals.num_replaced else ()
+        if check and math.isfinite(norm) and math.isfinite(totals.loss_sum):
+            self.stopwatch.enter(None)
+            check(self._local_sums(share), factor)
+            self.stopwatch.enter("optimizer")
         skipped = not self._is_usable(norm, totals.loss_sum, share, num_groups)
         # Ranks are lost in collectives, all of which are above: the weights are then those before the update.
         if not skipped:
@@ -311,7 +321,7 @@ class UpdateEngine:
         if (norms := self.buckets.norms) and norms.layers:
             norms.layers.begin(len(micro_batch.slots) * group, len(micro_batch.slots))
         losses = self.forward(self.model, micro_batch)
-        self._check(losses, micro_batch, group)
+        check_losses(losses, len(micro_batch.slots), group)
         return losses
 
     def _add_units(self, losses: Losses, num_groups: int) -> None:
@@ -323,24 +333,10 @@ class UpdateEngine:
         weights = torch.ones_like(losses.each) if losses.weights is None else losses.weights
         norms.add_units(norms.layers.end(), weights.detach().double().view(num_units, -1).sum(1))
 
-    def _check(self, losses: Losses, micro_batch: MicroBatch, group: int) -> None:
-        """Check that there is one loss per sample, and one weight if there are weights.
-
-        A mean instead would give all micro-batches the same weight, whatever their size; and dividing by B is only
-        correct for a sum of B losses.
-        """
-        num_groups = len(micro_batch.slots)
-        size, shape = num_groups * group, tuple(losses.each.shape)
-        if shape != (size,) or not num_groups:
-            raise ValueError(
-                f"forward returned losses of shape {shape} for a micro-batch of {num_groups} ghost batches of {group}; "
-                f"it must return the loss of each sample, ({size},): reduction='none'"
-            )
-        if losses.weights is not None and losses.weights.shape != (size,):
-            raise ValueError(
-                f"forward returned weights of shape {tuple(losses.weights.shape)} for a micro-batch of {size} samples; "
-                f"it must return the weight of each sample, ({size},)"
-            )
+    def _local_sums(self, share: Share) -> LocalSums:
+        """Return what this rank has computed in the update in progress, whose buckets have sketches."""
+        assert self.buckets.sketches is not None
+        return LocalSums.of(share, [sketch for _, sketch in sorted(self.buckets.sketches.items())])
 
     def _weigh(self, weight: float, batch: int) -> float:
         """Turn the means over B samples into means over the total weight; return the mean weight of a sample.

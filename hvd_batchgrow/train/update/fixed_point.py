@@ -53,6 +53,12 @@ class FixedPointSum:
         self._num_groups, self._largest = num_groups, None
         self._exponent = _BITS - _HEADROOM - self.magnitude - (num_groups - 1).bit_length()
 
+    def empty_copy(self) -> FixedPointSum:
+        """Return a sum without values, for the same update: equal gradients give equal integers."""
+        copy = FixedPointSum(self.total[:-1])
+        copy._num_groups, copy._exponent = self._num_groups, self._exponent
+        return copy
+
     def add(self, values: Tensor) -> None:
         """Add a ghost batch's gradient, floating point (n,)."""
         scale = 2.0**self._exponent

@@ -69,3 +69,30 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     if precision in {"float32", "tf32"}:
         return nullcontext()
     return torch.autocast(device.type, getattr(torch, precision))
+
+
+def check_losses(losses: Losses, num_groups: int, group: int) -> None:
+    """Check that there is one loss per sample of a micro-batch, and one weight if there are weights.
+
+    A mean instead would give all micro-batches the same weight, whatever their size; and dividing by B is only
+    correct for a sum of B losses.
+
+    Args:
+        losses: of the micro-batch.
+        num_groups: its number of ghost batches.
+        group: γ.
+
+    Raises:
+        ValueError: the losses or the weights have another shape.
+    """
+    size, shape = num_groups * group, tuple(losses.each.shape)
+    if shape != (size,) or not num_groups:
+        raise ValueError(
+            f"forward returned losses of shape {shape} for a micro-batch of {num_groups} ghost batches of {group}; "
+            f"it must return the loss of each sample, ({size},): reduction='none'"
+        )
+    if losses.weights is not None and losses.weights.shape != (size,):
+        raise ValueError(
+            f"forward returned weights of shape {tuple(losses.weights.shape)} for a micro-batch of {size} samples; "
+            f"it must return the weight of each sample, ({size},)"
+        )

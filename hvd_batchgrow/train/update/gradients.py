@@ -16,6 +16,7 @@ from hvd_batchgrow.train.update.bucket import Bucket, float32_or_better, make_bu
 from hvd_batchgrow.train.update.fixed_point import FixedPointSum
 from hvd_batchgrow.train.update.gradient_noise import NoiseEstimate
 from hvd_batchgrow.train.update.gradient_norms import GradientNorms
+from hvd_batchgrow.train.update.local_sums import sketch
 
 _LEAST_BYTES, _MOST_BYTES, _NUM_BUCKETS = 1 << 20, 16 << 20, 8
 
@@ -73,6 +74,8 @@ class GradientBuckets:
         self.exact = exact
         self.norms: GradientNorms | None = None
         """Receives the gradient of each micro-batch before it is added to the sum."""
+        self.sketches: dict[int, Tensor] | None = None
+        """Receives the `sketch` of each bucket's sum on this rank before the all-reduce; None: none is made."""
         self._is_backward = False
         self._armed = False
         self._num_backwards = 0
@@ -118,6 +121,13 @@ class GradientBuckets:
     @property
     def _flats(self) -> list[Tensor]:
         return [bucket.flat for bucket in self._buckets]
+
+    def empty_copies(self) -> list[Bucket]:
+        """Return buckets without gradients for the same parameters and the update in progress."""
+        copies = [make_bucket(old.index, old.members, exact=False, wire_type=None) for old in self._buckets]
+        for copy, old in zip(copies, self._buckets, strict=True):
+            copy.exact = old.exact and old.exact.empty_copy()
+        return copies
 
     def zero(self, num_groups: int, *, is_single: bool = False) -> None:
         """Set all gradients to zero, and restore the slices that something else has replaced.
@@ -302,6 +312,8 @@ class GradientBuckets:
                 total = earlier.add_(bucket.flat)
             elif bucket.earlier is not None and self._num_earlier:
                 total.add_(bucket.earlier)
+        if self.sketches is not None:
+            self.sketches[bucket.index] = sketch(bucket.exact.total if bucket.exact else total)
         if (wire := self._wire_of(bucket)) is not None:
             total = torch.mul(total, bucket.wire_scale / self._divisor, out=wire)
         summed = bucket.exact.total if bucket.exact else total
