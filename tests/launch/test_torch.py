@@ -53,7 +53,7 @@ def test_a_rank_whose_peer_is_killed_ends_at_once_and_says_so(folder: Path) -> N
     assert "Traceback" not in text
 
 
-def test_a_rank_that_is_killed_while_others_connect_to_it_does_not_stop_them_for_ever(folder: Path) -> None:
+def test_ranks_that_connect_to_a_killed_rank_end_after_a_timeout(folder: Path) -> None:
     """torchrun's other processes do not notice it, so the ranks would wait until a process joins or leaves."""
     start = (
         "from datetime import timedelta\n"

@@ -149,7 +149,7 @@ def worker_of(agent: subprocess.Popen[str]) -> int:
     return int(worker)
 
 
-def test_an_agent_that_is_killed_with_its_rank_takes_nothing_with_it(folder: Path, digest: str) -> None:
+def test_the_run_resumes_after_an_agent_is_killed_with_its_rank(folder: Path, digest: str) -> None:
     with two_agents(folder, "killed") as agents:
         worker = worker_of(agents.processes[0])
         agents.processes[0].kill()
@@ -166,7 +166,7 @@ def test_an_agent_that_is_killed_with_its_rank_takes_nothing_with_it(folder: Pat
     assert_undisturbed(folder, "killed", digest)
 
 
-def test_an_agent_that_is_ended_leaves_after_a_checkpoint(folder: Path, digest: str) -> None:
+def test_an_agent_that_receives_sigterm_leaves_after_a_checkpoint(folder: Path, digest: str) -> None:
     with two_agents(folder, "left") as agents:
         agents.processes[1].terminate()
         agents.wait_for("2-signalled")

@@ -178,7 +178,7 @@ def test_places_on_10_000_ranks_are_found_at_once() -> None:
 def table_row(what: str, log_of: Callable[[int], Sequence[Collective]]) -> str:
     """A row of the table of docs/scaling.md."""
     sent = [sent_by_rank0(log_of(size), size) for size in COUNTS]
-    return f"| {what} | {' | '.join(f'{one.messages:,} · {one.num_bytes:,} B' for one in sent)} |"
+    return f"| {what} | {' | '.join(f'{one.num_bytes:,} B in {one.messages:,}' for one in sent)} |"
 
 
 @pytest.mark.parametrize("event", EVENTS)
