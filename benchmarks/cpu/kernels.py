@@ -1,4 +1,4 @@
-"""Parts of an update and of its input, beside what users would pick instead, in one process."""
+"""Compare parts of an update and of its input with their alternatives, in one process."""
 
 from __future__ import annotations
 

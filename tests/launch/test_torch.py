@@ -54,7 +54,7 @@ def test_a_rank_whose_peer_is_killed_ends_at_once_and_says_so(folder: Path) -> N
 
 
 def test_ranks_that_connect_to_a_killed_rank_end_after_a_timeout(folder: Path) -> None:
-    """torchrun's other processes do not notice it, so the ranks would wait until a process joins or leaves."""
+    """The other torchrun processes do not notice that a rank was killed, so without a timeout the ranks would wait."""
     start = (
         "from datetime import timedelta\n"
         "from hvd_batchgrow.comm import torch_distributed\n"

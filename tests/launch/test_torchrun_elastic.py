@@ -1,4 +1,4 @@
-"""Agents of torchrun that join, leave and are killed: the weights are those of one rank left alone."""
+"""torchrun processes (agents) that join, leave and are killed: the weights equal those of an undisturbed rank."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GATE = 160
 """Samples that each attempt trains before it waits at a gate, until the test opens it or its rank gets a signal."""
 GUARD_S = 400
 FOR_TORCHRUN = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "TORCH_ELASTIC_WORKER_IDENTICAL": "1"}
-"""Variables that torchrun needs for agents that join and are killed, as docs/growing-ranks.md says."""
+"""Variables that torchrun needs so that agents can join and be killed (docs/growing-ranks.md)."""
 
 
 @pytest.fixture(scope="module")

@@ -208,7 +208,7 @@ def test_an_adaptive_job_uses_the_ranks_that_its_first_batch_can() -> None:
     [
         ({"schedule": {"global_batch": 20}}, "never cut"),
         ({"layout": {"grow_by": "ranks", "ranks_per_phase": [1, 2]}}, "2 numbers for 4 phases"),
-        ({"layout": {"grow_by": "auto"}}, "needs measured costs"),
+        ({"layout": {"grow_by": "auto"}}, "needs costs: --cost"),
     ],
 )
 def test_faults_that_have_nothing_to_do_with_the_number_of_ranks_are_reported(
