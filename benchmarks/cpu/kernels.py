@@ -63,7 +63,7 @@ def of_lars(settings: Settings) -> list[Group]:
 
 
 def of_checkpoint(settings: Settings) -> list[Group]:
-    """Seconds for which training waits while a checkpoint of ResNet-50 is written, beside those of an update."""
+    """Seconds for which training waits while a checkpoint of ResNet-50 is written, against those of an update."""
     update, waits = (
         "update of 8 images",
         {"background": "checkpoint in the background", "at once": "checkpoint at once"},

@@ -1,4 +1,4 @@
-"""Lightning with a GradientAccumulationScheduler, installed in a separate folder, beside `hvd-batchgrow train`."""
+"""Compare `hvd-batchgrow train` with Lightning and its GradientAccumulationScheduler, from a separate folder."""
 
 from __future__ import annotations
 

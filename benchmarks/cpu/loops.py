@@ -1,4 +1,4 @@
-"""`hvd-batchgrow train` beside loops written by hand, in turns: on one rank, and on two ranks under mpirun."""
+"""`hvd-batchgrow train` against loops written by hand, in turns: on one rank, and on two ranks under mpirun."""
 
 from __future__ import annotations
 

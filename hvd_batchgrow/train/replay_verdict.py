@@ -79,8 +79,8 @@ def describe(findings: Sequence[Finding], places: Sequence[Place], occasion: Occ
     """
     first, last = occasion.samples, occasion.samples + occasion.global_batch - 1
     lines = [
-        f"update {occasion.update}, samples {first:,} … {last:,}: the replay of checks.replay_every does not give the "
-        "same gradient. A device, its memory or its host computes wrong numbers, or reads other data:",
+        f"update {occasion.update}, samples {first:,} … {last:,}: the repetition for checks.replay_every gave another "
+        "result. A device, its memory or its host computes wrong numbers, or reads other data:",
         *(line for finding in findings for line in _lines(finding, places)),
         *_remedy(findings, places, occasion),
     ]

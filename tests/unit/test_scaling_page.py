@@ -79,7 +79,7 @@ TABLES = [
 
 
 @pytest.mark.parametrize(("name", "batch", "counts"), TABLES)
-def test_the_rows_of_the_page_are_the_planners(name: str, batch: int, counts: tuple[int, ...]) -> None:
+def test_the_planner_computes_the_rows_of_the_page(name: str, batch: int, counts: tuple[int, ...]) -> None:
     missing = [line for line in (row(name, batch, ranks) for ranks in counts) if line not in SCALING]
     assert not missing
 
@@ -132,7 +132,7 @@ def test_growth_by_accumulation_divides_the_all_reduces() -> None:
 # --- docs/cost.md ----------------------------------------------------------------------------
 
 
-def test_the_sensitivities_of_the_page_are_the_planners() -> None:
+def test_the_planner_computes_the_sensitivities_of_the_page() -> None:
     job = load_job(
         ROOT / "jobs" / "imagenet_resnet50_grow.toml", {"schedule.global_batch": 320_000, "schedule.max_batch": 640_000}
     )

@@ -46,7 +46,7 @@ class Restarting(SingleRank):
         ({"WORLD_SIZE": ""}, False),  # not torchrun
     ],
 )
-def test_torchrun_restarts_ranks_if_it_is_allowed_to(changes: dict[str, str], restarts: bool) -> None:
+def test_torchrun_restarts_ranks_if_max_restarts_is_above_0(changes: dict[str, str], restarts: bool) -> None:
     assert restarts_ranks(AGENT | changes) == restarts
 
 
@@ -74,7 +74,7 @@ def test_a_torchrun_process_has_one_name_for_all_that_it_starts() -> None:
         ([], False),
     ],
 )
-def test_a_restart_is_known_by_the_agents_of_the_last_attempt(tmp_path: Path, record: Any, expected: bool) -> None:
+def test_a_restart_is_recognised_by_the_agents_of_the_last_attempt(tmp_path: Path, record: Any, expected: bool) -> None:
     assert not is_restart(tmp_path, ["b"])
     (tmp_path / "record.json").write_text(json.dumps(record))
     assert is_restart(tmp_path, ["b", "x"]) == expected
