@@ -260,10 +260,10 @@ def measure(tree: Path, num_images: int, num_turns: int, is_over: Callable[[], b
     """Time the loaders in turns.
 
     Args:
-        tree: folder of the images, which are made if it does not exist.
-        num_images: in it.
-        num_turns: at most.
-        is_over: called after each turn but the first two; True: take no further turns.
+        tree: folder of the images, which is created if it does not exist.
+        num_images: number of images in it.
+        num_turns: most turns.
+        is_over: called after each turn but the first two; if it returns True, no further turns are taken.
     """
     paths = make_tree(tree, num_images)
     torch.set_num_threads(1)
@@ -288,7 +288,7 @@ def measure(tree: Path, num_images: int, num_turns: int, is_over: Callable[[], b
 
 
 def batches_of_turn(num_images: int) -> int:
-    """Return the batches of a turn."""
+    """Return the number of batches in a turn."""
     return max(1, num_images // BATCH_SAMPLES)
 
 

@@ -110,7 +110,7 @@ def contestant(update: Callable[[], object], device: torch.device) -> Callable[[
 
 
 def contestants(device: torch.device) -> dict[str, Callable[[], int]]:
-    """Return the contestants on a device."""
+    """Return the contestants for a device."""
     optimizers: dict[str, Any] = {
         REFERENCE: torch.optim.SGD(in_groups(make_parameters(device)), LR, MOMENTUM, foreach=True),
         "hvd_batchgrow Lars": Lars(in_groups(make_parameters(device)), LR, MOMENTUM),

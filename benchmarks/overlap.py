@@ -2,9 +2,10 @@
 
 python -m benchmarks.overlap [--rates 1gbit 100mbit] [--compute-ms 100 300] [--passes 1 4] [--turns 5]
 
-Run as root; requires the programs of tests/slurm. All hosts are on this machine and would share its cores. So each
-layer sleeps in the place of its convolution: a third of its time in the forward pass, two thirds in the backward pass.
-The gradient has the tensors of WRN-16-4 (2.7 million numbers). Efficiency is the updates/s relative to one host.
+Run as root; requires the programs of tests/slurm. All hosts are on this machine and would share its cores, so each
+layer sleeps instead of computing its convolution: a third of its time in the forward pass, two thirds in the backward
+pass. The gradient has the tensors of WRN-16-4 (2.7 million numbers). Efficiency is the updates/s relative to
+one host.
 """
 
 from __future__ import annotations

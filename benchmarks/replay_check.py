@@ -1,9 +1,9 @@
-"""Measure what a check of `checks.replay_every` costs, as a part of the time of an update.
+"""Measure the cost of a check of `checks.replay_every`, in updates.
 
 python -m benchmarks.replay_check JOB [--turns 15] [--updates 3] [--cpu-time] [--optim.lr 0.1 …]
 mpirun -np 2 --bind-to none python -m benchmarks.replay_check JOB …
 
-Updates of a job's first phase with and without the check alternate in one run. The samples are read by the job's
+Updates of the job's first phase alternate with and without the check, in one process. The samples are read by the job's
 pipeline, for the update and for the check.
 """
 

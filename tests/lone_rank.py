@@ -13,7 +13,7 @@ from hvd_batchgrow.comm.ranks import Ranks
 
 @dataclass(frozen=True)
 class Collective:
-    """A collective of which a rank was part."""
+    """A collective that a rank took part in."""
 
     kind: Literal["all-reduce", "broadcast"]
     name: str
@@ -29,9 +29,9 @@ class Sent:
 
 
 class LoneRank(Ranks):
-    """Rank 0 of `size`. The others are not there.
+    """Rank 0 of `size`. The other ranks do not exist.
 
-    To an all-gather, and to the comparisons of weights and hosts, they add what rank 0 adds; to other sums, zeros.
+    In an all-gather and in the comparisons of weights and hosts they count as equal to rank 0, in other sums as zeros.
     """
 
     backend, collectives = "lone", "MPI"

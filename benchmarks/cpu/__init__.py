@@ -1,1 +1,1 @@
-"""One command that measures this package on CPUs beside what users would pick instead: `python -m benchmarks.cpu`."""
+"""Compare this package on CPUs with the alternatives that users have: `python -m benchmarks.cpu`."""

@@ -1,13 +1,13 @@
-"""Measure this package on CPUs beside what users would pick instead, on one machine, in turns.
+"""Compare this package on CPUs with the alternatives that users have, on one machine, in turns.
 
     make bench                                          all rows, about 30 minutes
     python -m benchmarks.cpu --rows loop ranks          only these
     python -m benchmarks.cpu --tiny                     tiny sizes: shows that the rows work
 
 Each row is a process with a time budget. Contestants alternate (A B A B …), and the table shows the median of the
-ratios of the same turn, with the least and the most. The table is printed, and written with all values to a dated JSON
-file, which also has the machine, the versions and the load. A ratio that is more than 5 % worse than in the last file
-of the same machine is printed in red. Exit code: 0 if no row failed, otherwise 1.
+ratios of the same turn, with the least and the most. The table is printed. All values are written to a dated JSON file,
+which also has the machine, the versions and the load. A ratio that is more than 5 % worse than in the last file of
+the same machine is printed in red. Exit code: 0 if no row failed, otherwise 1.
 """
 
 from __future__ import annotations

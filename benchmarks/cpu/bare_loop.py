@@ -41,7 +41,7 @@ def augmented(source: DatasetPair, padding: int) -> Images:
 
 
 def shuffled(num_samples: int, batch: int) -> Iterator[Tensor]:
-    """Yield the sample ids of each update, for ever; each epoch has another order."""
+    """Yield the sample ids of each update, without end; each epoch has another order."""
     while True:
         yield from torch.randperm(num_samples)[: num_samples // batch * batch].split(batch)
 
@@ -60,11 +60,11 @@ def accumulating(
     Args:
         network: with nn.BatchNorm2d.
         optimizer: of its parameters.
-        load: makes images and labels of sample ids.
-        ids: of this rank in each update.
-        micro_batch: samples of a pass.
-        num_updates: of a call.
-        without_sum: context of all passes but the last, such as `DistributedDataParallel.no_sync`.
+        load: returns the images and labels of sample ids.
+        ids: the sample ids of this rank in each update.
+        micro_batch: samples of a micro-batch.
+        num_updates: updates per call.
+        without_sum: context of all backward passes but the last, such as `DistributedDataParallel.no_sync`.
     """
     network.train()
 

@@ -26,7 +26,7 @@ def serve(work: Callable[[], object]) -> None:
 
 
 def wait_for_turn() -> bool:
-    """Say that the last turn is done, and wait for the next one; return whether there is one."""
+    """Report that the last turn is done, and wait for the next one; return whether there is one."""
     print(DONE, flush=True)
     return bool(sys.stdin.readline())
 
@@ -38,7 +38,7 @@ class Contestant:
         command: starts the process, or the launcher of its ranks.
         environment: variables besides those of this process.
         folder: where it runs.
-        samples: of a turn.
+        samples: number of samples of a turn.
 
     Raises:
         RuntimeError: the process ends before its first turn, or in a turn; the message has its last output.
@@ -121,7 +121,7 @@ def _tree(pid: int) -> list[int]:
 
 @contextmanager
 def closing_all() -> Iterator[dict[str, Contestant]]:
-    """Yield a mapping for contestants, and end at the end those that it then has."""
+    """Yield a mapping for contestants, and end them when the block ends."""
     started: dict[str, Contestant] = {}
     try:
         yield started

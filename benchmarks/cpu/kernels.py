@@ -1,4 +1,4 @@
-"""Parts of an update and of its input, beside what users would pick instead, in one process."""
+"""Compare parts of an update and of its input with their alternatives, in one process."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def of_lars(settings: Settings) -> list[Group]:
 
 
 def of_checkpoint(settings: Settings) -> list[Group]:
-    """Seconds for which training waits while a checkpoint of ResNet-50 is written, beside those of an update."""
+    """Seconds for which training waits while a checkpoint of ResNet-50 is written, against those of an update."""
     update, waits = (
         "update of 8 images",
         {"background": "checkpoint in the background", "at once": "checkpoint at once"},

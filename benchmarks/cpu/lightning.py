@@ -1,4 +1,4 @@
-"""Lightning with a GradientAccumulationScheduler, installed in a separate folder, beside `hvd-batchgrow train`."""
+"""Compare `hvd-batchgrow train` with Lightning and its GradientAccumulationScheduler, from a separate folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.rows.figures import Group, Outcome, compare
 from benchmarks.rows.row import Settings, Skip, say
 
 PACKAGES = ("lightning==2.6.1", "lightning-utilities==0.15.2", "torchmetrics==1.8.2", "PyYAML", "tqdm", "packaging")
-"""Without their requirements: torch is that of this environment."""
+"""Installed without their requirements; torch is that of this environment."""
 LIGHTNING = "Lightning"
 
 

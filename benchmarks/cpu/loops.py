@@ -1,4 +1,4 @@
-"""`hvd-batchgrow train` beside loops written by hand, in turns: on one rank, and on two ranks under mpirun."""
+"""`hvd-batchgrow train` against loops written by hand, in turns: on one rank, and on two ranks under mpirun."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def ours(
         name: of its folder.
         case: the network and the data.
         batch: B.
-        num_updates: of a turn.
+        num_updates: updates of a turn.
         num_ranks: under mpirun, if above 1.
         options: of `train`.
         sections: of the job file.
@@ -99,7 +99,7 @@ def start(
     samples: int,
     variables: Mapping[str, str] | None = None,
 ) -> Contestant:
-    """Start a contestant on a number of ranks; `samples` are those of a turn."""
+    """Start a contestant on a number of ranks; a turn has `samples` samples."""
     (folder / name).mkdir(exist_ok=True)
     environment = {
         "OMP_NUM_THREADS": "1",

@@ -1,4 +1,4 @@
-"""Peak memory of a rank, beside a loop written by hand."""
+"""Peak memory of a rank against a loop written by hand."""
 
 from __future__ import annotations
 

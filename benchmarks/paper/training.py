@@ -33,7 +33,7 @@ class Task:
 
     @property
     def runs(self) -> list[str]:
-        """Names of the runs."""
+        """The names of its runs."""
         name = f"{self.arm.name}-seed{self.seed}"
         return [name, f"{name}-twin"] if self.arm.has_twin else [name]
 

@@ -70,7 +70,7 @@ def run_all(benchmark: Benchmark, options: argparse.Namespace, device: Device, *
         benchmark: its rows.
         options: those of `Benchmark.add_options`.
         device: of the networks.
-        is_tiny: whether the rows shall only show that they work.
+        is_tiny: whether the rows only show that they work.
     """
     names = list(dict.fromkeys(options.rows or benchmark.rows))
     budgets = {name: options.budget_s or benchmark.rows[name].budget_s for name in names}
@@ -164,13 +164,13 @@ def reason_to_skip(check: Check, row: Row) -> str:
 
 
 def last_line(log: Path) -> str:
-    """Return the last line of a row's output that is not empty."""
+    """Return the last non-empty line of a row's output."""
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
 
 
 def write(file: Path, check: Check, stamp: str, rows: dict[str, Any], lacking: list[str]) -> None:
-    """Write the file, after each row again."""
+    """Write the file; called again after each row."""
     label = report.NOT_A_MEASUREMENT if check.size == "tiny" else ""
     tree = {
         "date": stamp,

@@ -11,16 +11,16 @@ from typing import Any
 from benchmarks.rows.figures import Figure, Outcome
 
 TOLERATED = 0.05
-"""A ratio that has become worse by a larger fraction is reported."""
+"""A ratio that is worse by more than this fraction is reported."""
 _SAME = ("host", "cpu", "cores", "gpu")
-"""Facts in which two machines that are the same agree."""
+"""Facts that are equal if two machines are the same."""
 
 
 def last_file(folder: Path, name: str, machine: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the newest full-size file of a benchmark from a machine; None: no such file.
 
     Args:
-        folder: of the files.
+        folder: the folder of the files.
         name: start of their names.
         machine: facts about the machine.
     """

@@ -1,4 +1,4 @@
-"""What a row is, and how it is to run. Only Python's standard library is imported here."""
+"""The rows of a benchmark and their settings. Only Python's standard library is imported here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 LEAST_TURNS, MOST_TURNS = 3, 41
-"""Turns for a median; a row that is slow may exceed its budget for the least."""
+"""Least and largest number of turns for a median; a slow row may exceed its budget to do the least."""
 
 Device = Literal["cuda", "cpu"]
 
@@ -32,7 +32,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a row is to run."""
+    """The settings of a row."""
 
     device: Device
     until: float

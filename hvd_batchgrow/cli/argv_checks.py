@@ -28,8 +28,8 @@ def word_faults(command: type, words: Sequence[str]) -> list[Fault]:
     """Return the unknown options and the invalid values of a command line.
 
     Args:
-        command: its class.
-        words: the arguments after its name, without overrides of the job file.
+        command: the class of the command.
+        words: the arguments after the command's name, without overrides of the job file.
     """
     if {"-h", "--help"} & set(words):
         return []

@@ -57,10 +57,10 @@ def branch_costs(setup: BranchSetup, cost_file: Path | None) -> tuple[list[Branc
 
     Args:
         setup: the branches.
-        cost_file: of `--cost`; None: the step times on record in the run.
+        cost_file: the file of `--cost`; None: the step times on record in the run.
 
     Raises:
-        JobError: the file is of another job.
+        JobError: the file is for another job.
         RunError: a file cannot be read.
     """
     seconds: list[float | None]

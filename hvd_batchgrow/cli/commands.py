@@ -43,7 +43,7 @@ _CLASSES = {
     "doctor": "doctor.DoctorCommand",
     "completion": "completion.CompletionCommand",
 }
-"""Module and class of each command. A module is imported when its command is used: all together take half a second."""
+"""Module and class of each command. A module is imported when its command is used, since importing all takes 0.5 s."""
 
 PARSER: dict[str, Any] = {
     "prog": "hvd-batchgrow",
@@ -66,7 +66,7 @@ def _class_of(name: str) -> type:
 
 
 def _parse(words: Sequence[str]) -> Any:
-    """Return the command with its options. Raises JobError for faults of options, SystemExit after help and others."""
+    """Return the command with its options. Raises JobError for invalid options, SystemExit after help or errors."""
     shown = {**PARSER, "console_outputs": is_first_process(os.environ)}
     if not words or words[0] not in _CLASSES:  # help, or the nearest command
         named: list[Any] = [Annotated[found, tyro.conf.subcommand(k)] for k, found in commands_by_name().items()]

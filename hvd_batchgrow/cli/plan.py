@@ -80,7 +80,7 @@ class PlanCommand(JobCommand):
 
     def figures(self) -> CostFile | None:
         """Return the content of --cost."""
-        if self.cost is None:  # the modules of costs need numpy, whose import takes a tenth of the time of `plan`
+        if self.cost is None:  # the cost modules import numpy, which takes a tenth of the time of `plan`
             return None
         from hvd_batchgrow.schedule.cost.cost_file import load_cost_file
 
@@ -95,7 +95,7 @@ class PlanCommand(JobCommand):
         return choose_ranks(job, num_samples, figures, self.ranks)
 
     def costs(self, plans: Sequence[Plan], figures: CostFile | None) -> tuple[list[Cost], list[tuple[Variation, ...]]]:
-        """Return the cost of each plan, and how it changes if --sensitivity asks for it."""
+        """Return the cost of each plan and, with --sensitivity, how it changes."""
         if figures is None:
             return [], []
         from hvd_batchgrow.schedule.cost.branch_round import round_notes

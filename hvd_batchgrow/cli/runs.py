@@ -15,7 +15,7 @@ from hvd_batchgrow.config.types import Price
 from hvd_batchgrow.messages.errors import ExitCode, RunError
 from hvd_batchgrow.storage.strict_json import dump_json
 
-if TYPE_CHECKING:  # the help of all commands does without numpy
+if TYPE_CHECKING:  # the help of all commands does not need numpy
     from hvd_batchgrow.results.run_summary import RunSummary
 
 

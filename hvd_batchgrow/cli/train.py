@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from hvd_batchgrow.train.run.run import RunOptions
 
 _SIGNAL_WAIT_S = 5.0
-"""Each torchrun looks once per second for others that have joined."""
+"""How long a stopped rank waits for SIGTERM. torchrun looks once per second for others that have joined."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class TrainCommand(RanksCommand):
                 fault = "an elastic job restarts its run and would fork again: fork on fixed ranks (--max-updates 1)"
                 raise JobError([Fault("--fork", fault)], "command line")
         if self.max_updates is not None and restarts_ranks(os.environ):
-            fault = "torchrun would start the ranks again after the stop, and train on: use it with --max-restarts 0"
+            fault = "torchrun would start the ranks again after the stop: use it with --max-restarts 0"
             raise JobError([Fault("--max-updates", fault)], "command line")
         self.phase_range()
 
@@ -273,9 +273,9 @@ class TwinCommand(TrainCommand):
 
 
 def _after_signal(code: ExitCode, stop: StopRequest) -> ExitCode:
-    """Return the code of a rank after torchrun has had time to send it SIGTERM, as it has to the rank that stopped all.
+    """Return the exit code of a rank; if the run was stopped under torchrun, wait for its SIGTERM first.
 
-    A rank that ends before the signal uses up a restart (`--max-restarts`), because torchrun counts it as a failure.
+    A rank that ends before the signal counts as a failure and uses up a restart (`--max-restarts`).
     """
     if code == ExitCode.STOPPED and restarts_ranks(os.environ):
         stop.wait(_SIGNAL_WAIT_S)

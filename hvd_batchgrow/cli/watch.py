@@ -15,7 +15,7 @@ from hvd_batchgrow.config.types import FiniteSeconds
 from hvd_batchgrow.messages.errors import ExitCode, RunError
 from hvd_batchgrow.messages.suggest import near_folder
 
-if TYPE_CHECKING:  # the help of all commands does without numpy
+if TYPE_CHECKING:  # the help of all commands does not need numpy
     from hvd_batchgrow.results.lock_watch import LockWatch
 
 

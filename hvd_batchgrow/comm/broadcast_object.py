@@ -14,14 +14,14 @@ from hvd_batchgrow.comm.int64_words import from_words, num_words, to_words
 from hvd_batchgrow.comm.ranks import Ranks
 
 MOST_WORDS = 1 << 25
-"""Most int64 in a broadcast: 256 MiB."""
+"""Largest number of int64 in one broadcast: 256 MiB."""
 
 
 def broadcast_object(ranks: Ranks, value: Any, name: str) -> Any:
     """Return rank 0's object on every rank. All ranks call it together.
 
-    Tensors are broadcast in pieces, after a skeleton of the other values: a rank needs little memory beside the object,
-    and MPI counts at most 2³¹ numbers in a message.
+    First a skeleton of the other values is broadcast, then the tensors in pieces: a rank needs little memory besides
+    the object, and MPI counts at most 2³¹ numbers in a message.
 
     Args:
         ranks: of the job.

@@ -142,7 +142,7 @@ def restarts_ranks(environment: Mapping[str, str]) -> bool:
 def torchrun_agent(environment: Mapping[str, str]) -> str:
     """Return a name of the torchrun process that has started this one; "" without torchrun, or if it has no name.
 
-    All processes that it starts, one after another, get the same name, and those of other torchrun processes do not.
+    All processes that it starts, also after a restart, get the same name; those of other torchrun processes do not.
     """
     # torchrun makes a folder when it starts, and gives its processes the paths FOLDER/attempt_K/LOCAL_RANK/error.json.
     # TORCHELASTIC_RUN_ID does not identify it: it is "none" by default, and equal for several torchrun processes.

@@ -262,7 +262,7 @@ class Ranks(ABC):
         except (JobError, RunError) as raised:
             error = raised
             code = ExitCode.BAD_JOB if isinstance(raised, JobError) else ExitCode.FAILURE
-        # One number, whatever the number of ranks. Only after a failure do the ranks find out whose it is.
+        # One number, whatever the number of ranks. Only after a failure do the ranks find out which one failed.
         if self.sum(torch.tensor([int(code > 0)]), "failures").item():
             codes = self.all_gather([code], "failures.codes").flatten()
             first = int(codes.nonzero()[0])

@@ -152,7 +152,7 @@ def join() -> TorchRanks:
 
 @contextmanager
 def _ending_after(timeout: timedelta, why: str) -> Iterator[None]:
-    """End this process if the block takes too long: a rank that is killed while others connect to it stops them."""
+    """End this process if the block takes too long: ranks that connect to a killed rank would wait forever."""
 
     def end() -> None:
         print(f"{why} for {timeout.total_seconds():.0f} s", file=sys.stderr, flush=True)

@@ -261,8 +261,8 @@ class ChecksSection(Section):
     """`[checks]`: checks during training against wrong numbers that no error reports."""
 
     replay_every: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Every so many updates, each rank's part of the update is computed again on another rank, and both must get the
-    same gradient. It costs about 1 / replay_every of the time. 0: no such check."""
+    """Number of updates from one check to the next. In a check, another rank repeats each rank's share of the update,
+    and both must get the same gradient. The checks take about 1 / replay_every of the time. 0: no checks."""
 
 
 class LoggingSection(Section):

@@ -142,7 +142,7 @@ def cost_table(name: str, cost: Cost) -> Table:
 
 def sensitivity_table(name: str, variations: Sequence[Variation]) -> Table:
     """Return a table of the cost of a plan with each figure of the machine halved and doubled."""
-    columns = ("figure", "times", "time", "change", "rank-hours", "if the peak\nranks are held")
+    columns = ("figure", "factor", "time", "change", "rank-hours", "if the peak\nranks are held")
     table = number_table(f"{name}: if one figure were different", columns)
     table.columns[0].justify = "left"
     for change in variations:

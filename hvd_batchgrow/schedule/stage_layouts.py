@@ -53,7 +53,7 @@ def _phase_ranks(stages: Sequence[Stage], job: Job, ranks: int, choose_ranks: Ch
         return [ranks] * len(stages)
     if layout.grow_by == "auto":
         if choose_ranks is None:
-            fault = "'auto' needs measured costs: --cost PROBE.json, which hvd-batchgrow probe writes; or MACHINE.toml"
+            fault = "'auto' needs costs: --cost with a PROBE.json, which hvd-batchgrow probe writes, or a MACHINE.toml"
             raise JobError([Fault("layout.grow_by", fault)])
         return [choose_ranks(stage) for stage in stages]
     if layout.ranks_per_phase:

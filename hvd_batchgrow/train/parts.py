@@ -118,7 +118,7 @@ class TrainingParts:
             samples: the sample counter.
             ranks: those that share the stream.
             num_groups: how many ghost batches are read as one batch; those of a pass need no copy then.
-            rank: whose ghost batches; None: those of this rank.
+            rank: the rank whose ghost batches are returned; None: this rank.
             beside: leave what is prefetched for training as it is.
         """
         group = self.job.model.ghost_batch

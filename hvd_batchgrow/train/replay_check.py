@@ -61,7 +61,7 @@ class ReplayCheck:
     def __init__(self, parts: TrainingParts, ranks: Ranks, state: TrainState, folder: Path) -> None:
         self._parts, self._ranks, self._state, self._folder = parts, ranks, state, folder
         self._limits: Tensor | None = None
-        """The smallest limits that were measured; None: none was."""
+        """The smallest measured limits; None: not measured yet."""
         self._num_differing = 0
         """Number of checks whose results were not bit-identical, outside exact mode."""
 
@@ -103,7 +103,7 @@ class ReplayCheck:
         self._state.replays = self._state.replays.plus(seconds, update.samples, is_identical=is_identical)
 
     def _repeat(self, update: _Update, factor: float, ahead: int, noise: Noise | None = None) -> LocalSums:
-        """Compute the share of the rank so many places ahead of this one."""
+        """Compute the share of the rank `ahead` places after this one."""
         parts, size, group = self._parts, self._ranks.size, self._parts.job.model.ghost_batch
         rank, batch, micro_batch = (self._ranks.rank + ahead) % size, update.global_batch, update.micro_batch
         passes = passes_of_rank(update.samples, batch, group, micro_batch, rank, size)
@@ -115,7 +115,7 @@ class ReplayCheck:
         return recompute(parts.engine, micro_batches, factor, noise)
 
     def _of_all(self, result: LocalSums) -> list[LocalSums]:
-        """Return the results of all ranks, by the rank that has computed them."""
+        """Return the results of all ranks, indexed by the rank that computed them."""
         self._parts.heartbeat.at(WAITING)
         words = result.words()
         table = torch.zeros(self._ranks.size, len(words), dtype=torch.int64)
@@ -125,9 +125,9 @@ class ReplayCheck:
     def _judge(
         self, repeat: Callable[[int, Noise], LocalSums], results: Sequence[Sequence[LocalSums]]
     ) -> tuple[list[int], Tensor | None]:
-        """Return the ranks whose shares have two results that differ by more than rounding, and the limits for that.
+        """Return the ranks whose shares have results that differ by more than rounding, and the limits.
 
-        Args and limits as in `_measured_limits`; None: all bits must be equal.
+        The arguments and limits are those of `_measured_limits`. Limits None: results must be bit-identical.
         """
         if self._parts.engine.exact:
             return self._suspects(results, None), None
@@ -136,7 +136,7 @@ class ReplayCheck:
         if not is_due and not self._suspects(results, self._limits):
             return [], self._limits
         measured = self._measured_limits(repeat, results, range(NUM_REPEATS))
-        if self._suspects(results, measured):  # noise may have missed an edge of a ReLU that rounding has found
+        if self._suspects(results, measured):  # rounding may have crossed an edge of a ReLU that the noise missed
             more = self._measured_limits(repeat, results, range(NUM_REPEATS, _REPEATS_BEFORE_ALARM))
             measured = torch.maximum(measured, more)
         # The smallest limits are kept, so that an update near an edge does not hide faults in later ones.
@@ -158,9 +158,9 @@ class ReplayCheck:
         other numbers each time must not raise its limit.
 
         Args:
-            repeat: computes the share of the rank so many places ahead, with noise.
-            results: the first and the second ones, without noise.
-            seeds: of the noise, one for each repetition.
+            repeat: computes with noise the share of the rank a number of places after this one.
+            results: the first and the second results of all ranks, without noise.
+            seeds: a seed of the noise for each repetition.
 
         Returns:
             the largest `LocalSums.distances` for the share of each rank, float64 (R, n); equal on all ranks.

@@ -1,4 +1,4 @@
-"""Which rank computed wrong numbers, if one share of an update has been computed three times; and the message."""
+"""Decide from three computations of a share of an update which rank is wrong, and write the message."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Finding:
-    """One rank's share of an update, of which the results of the first two ranks disagree."""
+    """One rank's share of an update, for which the results of the first two ranks disagree."""
 
     share: int
     """The rank whose ghost batches these are."""
@@ -36,11 +36,11 @@ class Finding:
     """Difference of the first two sums of losses, relative to the sum."""
     loss_limit: float
     same_samples: bool
-    """Whether both have read the same samples."""
+    """Whether the first two ranks have read the same samples."""
 
     @property
     def wrong(self) -> int | None:
-        """The rank whose result is wrong, by majority; None: it cannot be decided.
+        """The rank whose result is wrong, by majority; None: undecided.
 
         A rank that confirms its own result proves nothing against another rank, because a lasting fault repeats.
         """
@@ -79,8 +79,8 @@ def describe(findings: Sequence[Finding], places: Sequence[Place], occasion: Occ
     """
     first, last = occasion.samples, occasion.samples + occasion.global_batch - 1
     lines = [
-        f"update {occasion.update}, samples {first:,} … {last:,}: the replay of checks.replay_every does not give the "
-        "same gradient. A device, its memory or its host computes wrong numbers, or reads other data:",
+        f"update {occasion.update}, samples {first:,} … {last:,}: the repetition for checks.replay_every gave another "
+        "result. A device, its memory or its host computes wrong numbers, or reads other data:",
         *(line for finding in findings for line in _lines(finding, places)),
         *_remedy(findings, places, occasion),
     ]

@@ -29,7 +29,7 @@ class ReplayTally:
     samples: int = 0
     """Sample counter before the update of the last one."""
     identical: int = 0
-    """Those in which all results were bit-identical. In the others rounding explains the differences."""
+    """Number of them in which all results were bit-identical. In the others, rounding explains the differences."""
 
     def plus(self, seconds: float, samples: int, *, is_identical: bool) -> ReplayTally:
         """Return it with one more passed check."""

@@ -1,4 +1,4 @@
-"""Agents of torchrun that join, leave and are killed: the weights are those of one rank left alone."""
+"""torchrun processes (agents) that join, leave and are killed: the weights equal those of an undisturbed rank."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GATE = 160
 """Samples that each attempt trains before it waits at a gate, until the test opens it or its rank gets a signal."""
 GUARD_S = 400
 FOR_TORCHRUN = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "TORCH_ELASTIC_WORKER_IDENTICAL": "1"}
-"""Variables that torchrun needs for agents that join and are killed, as docs/growing-ranks.md says."""
+"""Variables that torchrun needs so that agents can join and be killed (docs/growing-ranks.md)."""
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def worker_of(agent: subprocess.Popen[str]) -> int:
     return int(worker)
 
 
-def test_an_agent_that_is_killed_with_its_rank_takes_nothing_with_it(folder: Path, digest: str) -> None:
+def test_the_run_resumes_after_an_agent_is_killed_with_its_rank(folder: Path, digest: str) -> None:
     with two_agents(folder, "killed") as agents:
         worker = worker_of(agents.processes[0])
         agents.processes[0].kill()
@@ -166,7 +166,7 @@ def test_an_agent_that_is_killed_with_its_rank_takes_nothing_with_it(folder: Pat
     assert_undisturbed(folder, "killed", digest)
 
 
-def test_an_agent_that_is_ended_leaves_after_a_checkpoint(folder: Path, digest: str) -> None:
+def test_an_agent_that_receives_sigterm_leaves_after_a_checkpoint(folder: Path, digest: str) -> None:
     with two_agents(folder, "left") as agents:
         agents.processes[1].terminate()
         agents.wait_for("2-signalled")

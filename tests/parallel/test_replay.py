@@ -139,7 +139,7 @@ def test_a_lasting_fault_ends_the_run_before_its_update_and_is_named(
         assert trainer.run(StopRequest()).done
         return
     message = failure_of(trainer, ranks)
-    assert message.startswith("update 7, samples 336 … 383: the replay of checks.replay_every does not give")
+    assert message.startswith("update 7, samples 336 … 383: the repetition for checks.replay_every gave another result")
     assert "the update was not applied, and no checkpoint of it was written" in message
     assert "The last check passed at sample 144: remove later checkpoints from" in message  # update 3
     saved = newest(ranks, tmp_path)
@@ -192,7 +192,7 @@ def test_a_device_that_computes_other_numbers_each_time_is_found(
 
 
 @pytest.mark.parametrize("layout", [{"max_micro_batch": 8}, EXACT], ids=["fast", "exact"])
-def test_repetitions_that_are_not_numbers_are_found(ranks: Ranks, tmp_path: Path, layout: dict[str, Any]) -> None:
+def test_repetitions_with_nan_are_found(ranks: Ranks, tmp_path: Path, layout: dict[str, Any]) -> None:
     trainer = make_trainer(job_of(layout=layout, checks={"replay_every": 1}), ranks, tmp_path)
     buckets = trainer.parts.engine.buckets
     if ranks.rank == ranks.size - 1:
@@ -213,7 +213,7 @@ def test_a_sample_that_one_rank_reads_differently_is_found(ranks: Ranks, tmp_pat
     assert failure_of(trainer, ranks).startswith("update 0, samples 0 … 47: ")
 
 
-def test_weights_that_differ_are_named_before_gradients(ranks: Ranks, tmp_path: Path) -> None:
+def test_differing_weights_are_reported_before_gradients(ranks: Ranks, tmp_path: Path) -> None:
     if ranks.size == 1:
         return
     trainer = make_trainer(job_of(checks={"replay_every": 3}), ranks, tmp_path)
@@ -259,7 +259,7 @@ def test_rounding_raises_no_false_alarm(
     assert digest(trainer) == digest(train(job_of(**options), ranks, tmp_path / "plain")[0])
 
 
-def test_a_fault_is_found_beside_rounding(ranks: Ranks, tmp_path: Path, limits: list[Tensor]) -> None:
+def test_a_fault_is_found_in_spite_of_rounding(ranks: Ranks, tmp_path: Path, limits: list[Tensor]) -> None:
     job = job_of(layout={"max_micro_batch": 48}, checks={"replay_every": 1})
     trainer = faulty_trainer(
         job,

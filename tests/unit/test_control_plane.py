@@ -117,7 +117,7 @@ def test_bytes_of_each_collective_do_not_grow_with_the_ranks(event: str) -> None
 
 
 @pytest.mark.parametrize(("exact", "noise"), [(True, False), (False, True)])
-def test_nor_do_they_in_exact_mode_or_when_noise_is_measured(*, exact: bool, noise: bool) -> None:
+def test_bytes_do_not_grow_with_the_ranks_in_exact_mode_or_with_measured_noise(*, exact: bool, noise: bool) -> None:
     assert update(2, exact=exact, noise=noise) == update(64, exact=exact, noise=noise)
 
 
@@ -140,7 +140,7 @@ def test_nothing_that_rank_0_sends_grows_faster_than_log2_of_the_ranks(event: st
         assert sent[size].num_bytes <= steps * sent[2].num_bytes
 
 
-def test_without_a_failure_an_agreement_is_8_bytes_and_with_one_all_ranks_learn_whose_it_is() -> None:
+def test_an_agreement_is_8_bytes_and_after_a_failure_all_ranks_learn_which_rank_failed() -> None:
     ranks = LoneRank(10_000)
     assert ranks.run_on_all(lambda: "result") == "result"
     assert [one.num_bytes for one in ranks.log] == [8]
@@ -164,7 +164,7 @@ def test_an_object_is_broadcast_in_pieces_of_at_most_256_mib() -> None:
     assert sent_by_rank0(pieces, 10_000).num_bytes == 14 * 280_004_008
 
 
-def test_places_on_10_000_ranks_are_found_at_once() -> None:
+def test_the_topology_of_10_000_ranks_is_found_quickly() -> None:
     """1,250 hosts of eight ranks, one after the other, and in turns."""
     blocks, turns = [rank // 8 for rank in range(10_000)], [rank % 1250 for rank in range(10_000)]
     assert HostTopology.among(blocks, 9999) == HostTopology(7, 8, 1249, 1250)
@@ -178,7 +178,7 @@ def test_places_on_10_000_ranks_are_found_at_once() -> None:
 def table_row(what: str, log_of: Callable[[int], Sequence[Collective]]) -> str:
     """A row of the table of docs/scaling.md."""
     sent = [sent_by_rank0(log_of(size), size) for size in COUNTS]
-    return f"| {what} | {' | '.join(f'{one.messages:,} · {one.num_bytes:,} B' for one in sent)} |"
+    return f"| {what} | {' | '.join(f'{one.num_bytes:,} B in {one.messages:,}' for one in sent)} |"
 
 
 @pytest.mark.parametrize("event", EVENTS)

@@ -387,7 +387,7 @@ def test_ranks_that_are_chosen_by_cost_are_trained_on(job: str, capsys: pytest.C
     save_probe(Path("P.json"), make_probe(load_job(Path(job)), measure(1)))
     words = ["train", job, "--layout.grow_by", "auto"]
     assert main(words) == 2
-    assert "layout.grow_by: 'auto' needs measured costs: --cost PROBE.json" in capsys.readouterr().err
+    assert "layout.grow_by: 'auto' needs costs: --cost with a PROBE.json" in capsys.readouterr().err
     assert main([*words, "--cost", "P.json"]) == 0
     assert "small: done: 17 of 17 updates" in capsys.readouterr().err
     layout = load_job(Path("runs/small/job.toml")).layout

@@ -82,7 +82,7 @@ def test_the_line_of_pip_keeps_torch_and_matches_cuda() -> None:
 
 def test_the_default_budgets_fit_the_total_and_the_page_has_them() -> None:
     assert sum(row.budget_s for row in ROWS.values()) <= TOTAL_S == 480
-    page = (ROOT / "docs" / "performance.md").read_text()
+    page = (ROOT / "docs" / "performance.md").read_text().partition("## On a CPU")[0]
     found = re.findall(r"^\| `(\w+)` \| (\d+) s \|", page, flags=re.MULTILINE)
     assert [(name, float(budget)) for name, budget in found] == [(name, row.budget_s) for name, row in ROWS.items()]
 

@@ -66,7 +66,7 @@ def test_halving_costs_what_its_steps_cost(exponent: int) -> None:
     assert allreduce_cost(2**exponent, link, "halving").seconds(num_bytes) == pytest.approx(played, abs=1e-15)
 
 
-def test_halving_needs_a_step_more_above_a_power_of_two() -> None:
+def test_halving_needs_one_more_step_above_a_power_of_two() -> None:
     link = Link(1.0, 0.0)
     steps = [allreduce_cost(p, link, "halving").latency_s for p in (2, 3, 4, 5, 10_000)]
     assert steps == [2, 4, 4, 6, 28]
@@ -171,7 +171,7 @@ def test_each_figure_changes_its_own_term() -> None:
         assert change.time_ratio == pytest.approx(change.seconds / base)
 
 
-def test_doubling_a_links_bandwidth_in_the_file_is_the_tables_row() -> None:
+def test_doubling_the_bandwidth_in_the_file_gives_the_row_of_the_table() -> None:
     plan = compile_plan(wide_job(), 8, NUM_TRAIN)
     doubled = machine(host={"gigabytes_per_s": 200}, network={"gigabytes_per_s": 20})
     row = next(c for c in sensitivity(plan, machine()) if (c.figure, c.factor) == ("bandwidth", 2.0))

@@ -319,7 +319,7 @@ def test_warm_up_depends_on_samples_alone() -> None:
         ({"policy": "decay", **BOUNDARIES, "layout": {"ranks_per_phase": [1, 1, 1, 1]}}, r"layout.ranks_per_phase: is for grow_by = 'ranks', not"),
         ({"policy": "decay", **BOUNDARIES, "layout": {"grow_by": "ranks", "objective": "least_rank_hours", "time_limit_h": 1.0}}, r"layout.objective: is for grow_by = 'auto', not 'ranks'; remove it\n  layout.time_limit_h"),
         ({"policy": "decay", **BOUNDARIES, "layout": {"grow_by": "ranks", "ranks_per_phase": [1, 1, 1, 1], "max_ranks": 2}}, r"layout.max_ranks: is for grow_by = 'ranks' or 'auto' without ranks_per_phase; remove it"),
-        ({"policy": "decay", **BOUNDARIES, "layout": {"grow_by": "auto"}}, r"layout.grow_by: 'auto' needs measured costs"),
+        ({"policy": "decay", **BOUNDARIES, "layout": {"grow_by": "auto"}}, r"layout.grow_by: 'auto' needs costs: --cost"),
         ({"policy": "decay", **BOUNDARIES, "layout": {"grow_by": "ranks", "ranks_per_phase": [1]}}, r"ranks_per_phase: 1 numbers for 4 phases"),
         ({"policy": "decay", **BOUNDARIES, "layout": {"max_micro_batch": 100}}, r"layout.max_micro_batch: 100 = 3.12 ghost batches of 32, which are never cut; nearest: 96, 128"),
     ],

@@ -106,7 +106,7 @@ def test_one_rank_that_contradicts_itself_is_wrong() -> None:
 def test_the_message_names_ranks_sizes_and_what_to_do() -> None:
     findings = [finding((1, 0, 2), (False, True)), finding((2, 1, 0), (True, False), same_samples=False)]
     assert describe(findings, THREE, OCCASION).split("\n  ") == [
-        "update 7, samples 1,000 … 1,511: the replay of checks.replay_every does not give the same gradient. "
+        "update 7, samples 1,000 … 1,511: the repetition for checks.replay_every gave another result. "
         "A device, its memory or its host computes wrong numbers, or reads other data:",
         "ghost batches of rank 1: rank 1 (host node1, cuda:1) and rank 0 (host node0, cuda:0) differ: the gradient by "
         "0.5 of its value (rounding explains 1e-05), the loss by 0 of its value (rounding explains 1e-06)",

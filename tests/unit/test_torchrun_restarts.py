@@ -46,7 +46,7 @@ class Restarting(SingleRank):
         ({"WORLD_SIZE": ""}, False),  # not torchrun
     ],
 )
-def test_torchrun_restarts_ranks_if_it_is_allowed_to(changes: dict[str, str], restarts: bool) -> None:
+def test_torchrun_restarts_ranks_if_max_restarts_is_above_0(changes: dict[str, str], restarts: bool) -> None:
     assert restarts_ranks(AGENT | changes) == restarts
 
 
@@ -74,7 +74,7 @@ def test_a_torchrun_process_has_one_name_for_all_that_it_starts() -> None:
         ([], False),
     ],
 )
-def test_a_restart_is_known_by_the_agents_of_the_last_attempt(tmp_path: Path, record: Any, expected: bool) -> None:
+def test_a_restart_is_recognised_by_the_agents_of_the_last_attempt(tmp_path: Path, record: Any, expected: bool) -> None:
     assert not is_restart(tmp_path, ["b"])
     (tmp_path / "record.json").write_text(json.dumps(record))
     assert is_restart(tmp_path, ["b", "x"]) == expected
@@ -208,7 +208,7 @@ def test_an_adaptive_job_uses_the_ranks_that_its_first_batch_can() -> None:
     [
         ({"schedule": {"global_batch": 20}}, "never cut"),
         ({"layout": {"grow_by": "ranks", "ranks_per_phase": [1, 2]}}, "2 numbers for 4 phases"),
-        ({"layout": {"grow_by": "auto"}}, "needs measured costs"),
+        ({"layout": {"grow_by": "auto"}}, "needs costs: --cost"),
     ],
 )
 def test_faults_that_have_nothing_to_do_with_the_number_of_ranks_are_reported(

@@ -1,4 +1,4 @@
-"""Find implausible constants of a normalization: those of images on another scale. Imported without numpy."""
+"""Find implausible constants of a normalization: mean and std of images on another scale. Needs no numpy."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The published cost of an all-reduce: seconds before any byte, and seconds per byte.
+"""The published cost of an all-reduce: its latency, and seconds per byte.
 
-A message of n bytes takes α + n β on a link: α is the link's latency, β the reciprocal of its bandwidth. The time of
-adding the numbers is neglected.
+A message of n bytes takes α + n β on a link: α is the link's latency, β the reciprocal of its bandwidth. The time
+of the additions is neglected.
 
 Sources: Thakur, Rabenseifner & Gropp, Optimization of collective communication operations in MPICH (2005),
 doi:10.1177/1094342005051521, sections 4.4 and 4.5; Patarasu & Yuan, Bandwidth optimal all-reduce algorithms for
@@ -31,7 +31,7 @@ class SyncCost:
     """The cost of an all-reduce."""
 
     latency_s: float
-    """Seconds whatever its size."""
+    """Seconds that do not depend on its size."""
     s_per_byte: float
 
     def seconds(self, num_bytes: int) -> float:

@@ -92,7 +92,7 @@ def predict(plan: Plan, figures: CostFile) -> Cost:
 
 
 def cost_by(plan: Plan, times: Times) -> Cost:
-    """Return the training cost of a plan by a step-time model. Raises JobError as `Times.at`."""
+    """Return the training cost of a plan by a step-time model. Raises JobError like `Times.at`."""
     parts = list(zip(plan.schedule.phases, plan.layouts, strict=True))
     phases = tuple(_phase_cost(phase, layout, plan.job, times) for phase, layout in parts)
     notes = [note for _, layout in parts for note in _notes(layout, times)]

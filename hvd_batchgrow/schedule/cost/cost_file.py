@@ -1,4 +1,4 @@
-"""The file of `--cost`: measurements of `probe` (PROBE.json), or a machine by published figures (MACHINE.toml)."""
+"""The file of `--cost`: measurements of `probe` (PROBE.json), or published figures of a machine (MACHINE.toml)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def load_cost_file(path: Path) -> CostFile:
 
 
 def times_of(job: Job, figures: CostFile) -> Times:
-    """Return the step-time model of a job. Raises JobError if the file is of another job or model."""
+    """Return the step-time model of a job. Raises JobError if the file is for another job or model."""
     if isinstance(figures, Machine):
         return MachineTimes(figures, job)
     check_probe(job, figures)

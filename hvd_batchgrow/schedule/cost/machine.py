@@ -1,4 +1,4 @@
-"""MACHINE.toml: a machine and a model by published figures, to predict costs where nothing can be measured yet."""
+"""MACHINE.toml: published figures of a machine and a model, to predict costs that cannot be measured yet."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Compute(Section):
     fixed_s: _AtLeastZero = 0.0
     """f: seconds of an update whatever its size, such as the optimizer step."""
     overlap: Annotated[float, Field(ge=1, le=10)] = 1.0
-    """c: 1: the all-reduce follows the last backward pass; 10: almost all of the shorter of the two is hidden."""
+    """c. With 1, the all-reduce follows the last backward pass; with 10, almost all of the shorter one is hidden."""
 
     @model_validator(mode="after")
     def _check_speed(self) -> Compute:
@@ -140,16 +140,15 @@ class MachineTimes:
         job: gives the bytes of a parameter.
 
     Raises:
-        JobError: the figures are of another model.
+        JobError: the figures are for another model.
     """
 
     def __init__(self, machine: Machine, job: Job) -> None:
         compute = machine.compute
         if compute.model != job.model.name:
-            fault = (
-                f"is {job.model.name!r}, but {machine.name!r} has figures for {compute.model!r}: use those of the job's"
-            )
-            raise JobError([Fault("model.name", f"{fault} model")], job.name)
+            figures = f"{machine.name!r} has figures for {compute.model!r}"
+            fault = f"is {job.model.name!r}, but {figures}: use a file with figures for the job's model"
+            raise JobError([Fault("model.name", fault)], job.name)
         self._machine = machine
         self.gradient_bytes = compute.num_parameters * _bytes_per_parameter(job)
         self.origin: str | None = f"predicted from figures, not measured: {machine.name}: {machine.source}"

@@ -18,7 +18,7 @@ _SCALED: dict[str, Callable[[StepTime, float], StepTime]] = {
     "bandwidth": lambda t, k: replace(t, sync_s_per_byte=t.sync_s_per_byte / k),
     "latency": lambda t, k: replace(t, sync_s=k * t.sync_s),
 }
-"""Each figure, and the step-time model with k times as much of it. Bandwidth and latency are those of all links."""
+"""Functions that return the step-time model with k times a figure. Bandwidth and latency are those of all links."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Variation:
 
 
 def sensitivity(plan: Plan, figures: CostFile) -> tuple[Variation, ...]:
-    """Return the cost of a plan with half and twice of each figure.
+    """Return the cost of a plan with each figure halved and doubled.
 
     Raises:
-        JobError: as `predict`.
+        JobError: like `predict`.
     """
     times = times_of(plan.job, figures)
     seconds = cost_by(plan, times).seconds

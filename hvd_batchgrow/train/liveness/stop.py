@@ -31,8 +31,8 @@ class StopRequest:
     thread receives the signals. SIGUSR1 is not handled, because NCCL may use it.
 
     Args:
-        connecting: SIGTERM ends the process at once, until `connecting` is set to False. A rank that torchrun restarts
-            would otherwise wait for ranks that have ended, until torchrun kills it.
+        connecting: while it is True, SIGTERM ends the process at once. Set it to False when the ranks are connected. A
+            rank that torchrun restarts would otherwise wait for ranks that have ended, until torchrun kills it.
     """
 
     def __init__(self, *, connecting: bool = False) -> None:

@@ -29,7 +29,7 @@ _ABORT_GRACE_S = 10.0
 _MOST_PER_S = 500.0
 """Most datagrams that rank 0 receives in a second, unless the timeout requires more."""
 _GOLDEN_RATIO = 0.618034
-"""Its multiples modulo 1 are evenly spread, also those of consecutive ranks."""
+"""Its multiples modulo 1 are evenly spread, also for consecutive ranks."""
 _MOST_NAMED = 8
 """Most ranks that a message names."""
 _POLL_S = 0.05
@@ -39,8 +39,8 @@ _POLL_S = 0.05
 def send_interval_s(size: int, timeout_s: float) -> float:
     """Return the seconds between two datagrams of a rank to rank 0.
 
-    They are a thousandth of the timeout, or 1 s if that is shorter. With more ranks than rank 0 can serve, each of
-    them sends less often, but still three times before a stall is reported.
+    They are a hundredth of the timeout, at most 1 s. With more than `_MOST_PER_S` ranks, each one sends less often, but
+    at least three times before a stall is reported.
 
     Args:
         size: number of ranks.
@@ -163,7 +163,7 @@ class Watchdog:
                 self._receive(self._socket)
 
     def _is_due_to_send(self) -> bool:
-        """Return whether it is this rank's turn to send, and note when it is again."""
+        """Return whether it is this rank's turn to send, and set the time of its next turn."""
         if self._clock_s < self._next_send_s:
             return False
         self._next_send_s = self._clock_s + self._send_interval_s - self._interval_s / 2
@@ -236,7 +236,7 @@ class Watchdog:
         return _joined([f"rank {rank} of {size} on {host} is {what}" for rank, (what, host) in sorted(busy.items())])
 
     def _silent(self) -> list[tuple[int, _PeerState]]:
-        """Return the ranks that have not sent a message for five checks, or two and a half of their intervals."""
+        """Return the ranks that have not sent a message for 5 checks, or for 2.5 send intervals if that is longer."""
         latest_s = self._clock_s - max(5 * self._interval_s, 2.5 * self._send_interval_s)
         return [(rank, peer) for rank, peer in sorted(self._peers.items()) if peer.at_s < latest_s]
 

@@ -29,9 +29,9 @@ def agents_of(ranks: Ranks) -> list[str]:
 def is_restart(folder: Path, agents: Collection[str]) -> bool:
     """Return whether one of these torchrun processes has started the last attempt of the run in a folder.
 
-    Then torchrun has started the ranks again, and they continue this run, even without `--resume auto`.
-    TORCHELASTIC_RESTART_COUNT does not show it: it counts failures of one torchrun process, not new ranks, and it also
-    counts attempts that have ended because the folder holds a run that must not be overwritten.
+    If so, torchrun has started the ranks again, and they continue this run even without `--resume auto`.
+    TORCHELASTIC_RESTART_COUNT does not show this: it counts the failures of one torchrun process. It does not count
+    restarts because ranks join, and counts attempts that ended because the folder holds a run already.
     """
     try:
         attempts: Sequence[dict[str, object]] = json.loads(read_regular(folder / "record.json"))["attempts"]
@@ -44,10 +44,10 @@ def is_restart(folder: Path, agents: Collection[str]) -> bool:
 def notes_on_restarts(
     environment: Mapping[str, str], plan: Plan, job: Job, num_ranks: int, *, resume: bool
 ) -> list[str]:
-    """Return what the user of torchrun with restarts should know: about its environment, and a layout that was changed.
+    """Return notes for the user of torchrun with restarts: on its environment, and on a changed layout.
 
-    In torch 2.13.0, a torchrun process that joins waits for the address of rank 0, which a rank 0 that has stayed does
-    not publish again (`DynamicRendezvousHandler.next_rendezvous`).
+    In torch 2.13.0, a torchrun process that joins waits for the address of rank 0, which is not published again if
+    rank 0 was there before (`DynamicRendezvousHandler.next_rendezvous`).
 
     Args:
         environment: of this process.
@@ -61,9 +61,9 @@ def notes_on_restarts(
     notes = []
     if environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         variable = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
-        notes.append(f"if hosts are to join later, start torchrun with {variable} in its environment")
-    if not resume:  # `is_restart` needs a process that has started an attempt and is still there
-        notes.append("add --resume auto, so that the run continues also if all torchrun processes have been replaced")
+        notes.append(f"to let hosts join later, set {variable} in the environment of torchrun")
+    if not resume:  # `is_restart` needs a torchrun process of the last attempt
+        notes.append("add --resume auto, so that the run continues even if all torchrun processes have been replaced")
     if plan.job.layout != job.layout:
         ranks = counted(num_ranks, "rank")
         notes.append(f"the job's layout cannot be formed on {ranks}: shares may be unequal, and ranks may be idle")

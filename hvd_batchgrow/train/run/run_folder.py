@@ -76,7 +76,7 @@ def open_run(
         pretrained: path and SHA-256 of the file of the initial weights, saved in `record.json`.
         schema: `DatasetPair.schema`, saved in `record.json`; a checkpoint is not resumed with a different one.
         description: saved in `model.json`.
-        agents: of these ranks, saved in `record.json`; see `is_restart`.
+        agents: the torchrun processes of these ranks, saved in `record.json`; see `is_restart`.
 
     Returns:
         the checkpoint, or None to start from the beginning; and notes for the user.

@@ -48,7 +48,7 @@ class Bucket:
 
     @property
     def local_sum(self) -> Tensor:
-        """The sum, of a bucket that adds 16-bit gradients to `earlier` after each backward.
+        """This rank's gradient sum, of a bucket that adds 16-bit gradients to `earlier` after each backward pass.
 
         (n,), or in exact mode (n + 1,).
         """

@@ -1,4 +1,4 @@
-"""Compute the gradients of micro-batches again, without a trace in the update in progress."""
+"""Compute the gradients of micro-batches again, without changing the update in progress."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def recompute(
         engine: of the update.
         micro_batches: of the rank, in order.
         factor: on the loss of each sample, as `check` gets it.
-        noise: is added to inputs, weights and gradients; None: nothing is.
+        noise: is added to inputs, weights and gradients; None: no noise.
     """
     share, noise = Share(stop=False, exact=engine.exact), noise or Noise(0.0, 0)
     buckets = engine.buckets.empty_copies()

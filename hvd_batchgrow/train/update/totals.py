@@ -173,7 +173,7 @@ class SharedTotals:
         """Check that each ghost batch was processed once; all ranks have the same sums.
 
         A count and a fingerprint take the same few bytes for any batch. Other slots have the same ones with a
-        probability of 2⁻⁶⁴. Only if they are wrong, the ranks sum a count for each ghost batch.
+        probability of 2⁻⁶⁴. Only if they are wrong do the ranks all-reduce a count per ghost batch.
         """
         if (count, fingerprint) == (self._num_groups, _fingerprint_of_all(self._num_groups)):
             return
