@@ -59,7 +59,7 @@ def _environment_is_restored() -> Iterator[None]:
 
 def _environment() -> dict[str, str]:
     """Return the environment without what libraries set for themselves."""
-    own = ("PYTEST_", "TORCHINDUCTOR_", "_TORCHINDUCTOR_", "HOROVOD_FUSION_THRESHOLD")
+    own = ("PYTEST_", "TORCHINDUCTOR_", "_TORCHINDUCTOR_", "HOROVOD_")
     return {name: value for name, value in os.environ.items() if not name.startswith(own)}
 
 

@@ -109,6 +109,8 @@ class Trainer:
                 task.command(self._work), cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT
             )
             self._processes.add(process)
+            if self._stopping:  # the signal has come before the process was in the set
+                process.send_signal(signal.SIGTERM)
             code = process.wait()
             self._processes.discard(process)
         if code:

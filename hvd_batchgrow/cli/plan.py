@@ -80,7 +80,7 @@ class PlanCommand(JobCommand):
 
     def figures(self) -> CostFile | None:
         """Return the content of --cost."""
-        if self.cost is None:  # the cost modules import numpy, which takes a tenth of the time of `plan`
+        if self.cost is None:
             return None
         from hvd_batchgrow.schedule.cost.cost_file import load_cost_file
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in its __all__
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # not in its __all__
 from torch.distributed.rendezvous import rendezvous
 
 from hvd_batchgrow.comm.launcher_env import MPI_LAUNCHERS, TORCHRUN, launched_by, launched_ranks, restarts_ranks
@@ -171,7 +171,12 @@ def _store(rank: int, size: int) -> Any:
     """Return the store through which the ranks first connect; rank 0 or torchrun serves it."""
     launcher = launched_by(os.environ)
     if launcher == TORCHRUN:
-        return next(iter(rendezvous("env://", rank, size, timeout=_JOIN_TIMEOUT)))[0]
+        store = next(iter(rendezvous("env://", rank, size, timeout=_JOIN_TIMEOUT)))[0]
+        # torchrun may serve all attempts from one store, which keeps the addresses of ranks that have ended. The
+        # attempts of several torchrun processes have no common number: `notes_on_restarts`.
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("GROUP_WORLD_SIZE") == "1":
+            store = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        return store
     world = _mpi_world() if launcher in MPI_LAUNCHERS else None
     if world is None:
         host, port = meeting_point(os.environ, size)

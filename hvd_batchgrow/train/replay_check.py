@@ -20,6 +20,7 @@ from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.storage.strict_json import dump_json
 from hvd_batchgrow.train.liveness.watchdog import WAITING
 from hvd_batchgrow.train.parts import TrainingParts
+from hvd_batchgrow.train.replay_failure import write_failure
 from hvd_batchgrow.train.replay_verdict import Finding, Occasion, Place, describe
 from hvd_batchgrow.train.train_state import TrainState
 from hvd_batchgrow.train.update.local_sums import LocalSums
@@ -91,14 +92,16 @@ class ReplayCheck:
         """
         begin = time.perf_counter()
         self._parts.heartbeat.at("comparing the weights of all ranks")
+        self._parts.engine.changing.restore()  # each rank has the values after its own last micro-batch
         check_agreement(self._parts.model, self._ranks, update.samples, "The next update was not applied")
         repeat = partial(self._repeat, update, factor)
-        results = [self._of_all(own), self._of_all(repeat(1))]
-        is_identical = not self._suspects(results, None)
-        suspects, limits = ([], None) if is_identical else self._judge(repeat, results)
-        if suspects:
-            results.append(self._of_all(repeat(2)))
-            self._fail(update, [self._finding(share, results, limits) for share in suspects])
+        again = repeat(1)
+        if not (is_identical := self._all_identical(own, again)):
+            results = [self._of_all(own), self._of_all(again)]
+            suspects, limits = self._judge(repeat, results)
+            if suspects:
+                results.append(self._of_all(repeat(2)))
+                self._fail(update, [self._finding(share, results, limits) for share in suspects])
         seconds = time.perf_counter() - begin
         self._state.replays = self._state.replays.plus(seconds, update.samples, is_identical=is_identical)
 
@@ -113,6 +116,15 @@ class ReplayCheck:
         )
         micro_batches = read_micro_batches(ghost_batches, passes, parts.keyed_by, parts.heartbeat.at)
         return recompute(parts.engine, micro_batches, factor, noise)
+
+    def _all_identical(self, own: LocalSums, again: LocalSums) -> bool:
+        """Return whether both results of each share have the same bits, by 16 bytes per rank; equal on all ranks."""
+        self._parts.heartbeat.at(WAITING)
+        rank, size = self._ranks.rank, self._ranks.size
+        table = torch.zeros(2, size, dtype=torch.int64)
+        table[0, rank], table[1, (rank + 1) % size] = own.checksum(), again.checksum()
+        first, second = self._ranks.sum(table, "replay checksums")
+        return torch.equal(first, second)
 
     def _of_all(self, result: LocalSums) -> list[LocalSums]:
         """Return the results of all ranks, indexed by the rank that computed them."""
@@ -166,7 +178,8 @@ class ReplayCheck:
             the largest `LocalSums.distances` for the share of each rank, float64 (R, n); equal on all ranks.
         """
         engine, rank = self._parts.engine, self._ranks.rank
-        size = noise_size(engine.rule, engine.model, engine.device)
+        rule = engine.rule.model_copy(update={"allreduce_dtype": "none"})  # compared before the all-reduce
+        size = noise_size(rule, engine.model, engine.device)
         limits = []
         for ahead, of_all in enumerate(results):
             noisy = [repeat(ahead, Noise(size, seed)) for seed in seeds]
@@ -184,7 +197,8 @@ class ReplayCheck:
         distances = first.distances(second)
         limit = _of_share(limits, share)
         allowed = torch.zeros_like(distances) if limit is None else limit
-        worst = int((distances[:-1] - allowed[:-1]).nan_to_num(torch.inf).argmax())
+        excess = distances[:-1] - allowed[:-1]
+        worst = int(excess.nan_to_num(-torch.inf, torch.inf).argmax())  # NaN: both are infinite
         return Finding(
             share,
             (ranks[0], ranks[1], ranks[2]),
@@ -205,7 +219,10 @@ class ReplayCheck:
         places = [Place(**json.loads(place)) for place in gathered]
         last = self._state.replays.samples if self._state.replays.passed else None
         occasion = Occasion(update.index, update.samples, update.global_batch, last, str(self._folder))
-        error = RunError(describe(findings, places, occasion))
+        text = describe(findings, places, occasion)
+        if self._ranks.rank == 0:
+            write_failure(self._folder, text, update.samples, last)
+        error = RunError(text)
         raise CollectiveError(error if self._ranks.rank == 0 else None, ExitCode.FAILURE)
 
 

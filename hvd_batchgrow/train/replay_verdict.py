@@ -129,7 +129,7 @@ def _remedy(findings: Sequence[Finding], places: Sequence[Place], occasion: Occa
     hosts = " or ".join(dict.fromkeys(places[rank].host for rank in sorted(suspects)))
     yield "the update was not applied, and no checkpoint of it was written"
     if occasion.last_passed is None:
-        yield f"no check of this run has passed before. Exclude {hosts}, and start the run again (--overwrite)"
+        yield f"no check of this run has passed before. Exclude {hosts}, and train it again (--name NAME)"
         return
     yield (
         f"exclude {hosts}. The last check passed at sample {occasion.last_passed:,}: remove later checkpoints from "

@@ -15,9 +15,11 @@ from torch import Tensor
 from hvd_batchgrow.comm.ranks import CollectiveError, Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.datasets.dataset import ArrayDataset
+from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.train.events import UpdateDone
 from hvd_batchgrow.train.liveness.stop import StopRequest
 from hvd_batchgrow.train.replay_check import ReplayCheck
+from hvd_batchgrow.train.replay_failure import refuse_suspect
 from hvd_batchgrow.train.trainer import Trainer
 from tests.helpers import small_job, small_source
 from tests.training import Recorder, StopAfter, digest, make_trainer, newest, train
@@ -94,6 +96,9 @@ CLEAN: dict[str, dict[str, Any]] = {
     "bfloat16": {"update": {"precision": "bfloat16"}},
     "float16": {"update": {"precision": "float16"}},
     "dropout": {"model": {"name": "wrn_10_1", "channels": None, "dropout": 0.2}},
+    "buffers that follow the samples": {
+        "model": {"name": "tests.parallel.test_networks:Follows", "channels": None, "ghost_batch": 8}
+    },
     "unequal shares": {"schedule": {"noise_factor": 1.7}, "layout": {"uneven_ranks": True, "max_micro_batch": 16}},
 }
 
@@ -143,6 +148,13 @@ def test_a_lasting_fault_ends_the_run_before_its_update_and_is_named(
     assert "the update was not applied, and no checkpoint of it was written" in message
     assert "The last check passed at sample 144: remove later checkpoints from" in message  # update 3
     saved = newest(ranks, tmp_path)
+    if ranks.rank == 0:
+        with pytest.raises(
+            RunError, match=r"failed, and the last check passed at sample 144. The checkpoint at sample 336"
+        ):
+            refuse_suspect(tmp_path, 336)
+        refuse_suspect(tmp_path, 144)
+        refuse_suspect(tmp_path, 336)  # the record was removed with the step back
     assert saved is not None
     assert saved.samples == trainer.state.samples == 336
     assert saved.replays["passed"] == trainer.state.replays.passed == 1
@@ -281,3 +293,14 @@ def test_a_resumed_run_continues_to_count(ranks: Ranks, tmp_path: Path) -> None:
     resumed, _ = train(job, ranks, tmp_path / "parts", checkpoint=newest(ranks, tmp_path / "parts"))
     assert resumed.state.replays.passed == whole.state.replays.passed == ended.num_updates // 2
     assert digest(resumed) == digest(whole)
+
+
+def test_the_wire_type_of_gradients_does_not_raise_the_limit(ranks: Ranks, tmp_path: Path) -> None:
+    """Gradients are compared before the all-reduce: an error of 1 % is found, which bfloat16 would explain."""
+    job = job_of(layout={"max_micro_batch": 8}, checks={"replay_every": 2}, update={"allreduce_dtype": "bfloat16"})
+    trainer = make_trainer(job, ranks, tmp_path)
+    if ranks.rank == ranks.size - 1:
+        buckets = trainer.parts.engine.buckets
+        for parameter in trainer.parts.model.parameters():
+            parameter.register_hook(lambda gradient: gradient * (1.01 if buckets._is_backward else 1.0))
+    assert "samples 48 … 95: the repetition for checks.replay_every gave another result" in failure_of(trainer, ranks)

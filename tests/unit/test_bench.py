@@ -118,14 +118,13 @@ def test_the_newest_whole_file_of_the_same_machine_is_found(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", ["loop", "start"])
-def test_a_row_of_tiny_size_works(row: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.cpu", "--tiny", "--rows", row, "--out", str(tmp_path)]
+def test_a_row_of_tiny_size_works(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.cpu", "--tiny", "--rows", "memory", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     (file,) = tmp_path.glob("bench-*.json")
-    result = json.loads(file.read_text())["rows"][row]
+    result = json.loads(file.read_text())["rows"]["memory"]
     assert (result["failed"], result["skipped"]) == ("", "")
     for group in result["groups"]:
         assert {figure["name"] for figure in group["figures"]} > {"hvd_batchgrow"}
-        assert all(len(figure["values"]) == 3 and min(figure["values"]) > 0 for figure in group["figures"])
+        assert all(min(figure["values"]) > 2**4 for figure in group["figures"])

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from hvd_batchgrow.cli import main
 from hvd_batchgrow.comm.ranks import CollectiveError, SingleRank
-from hvd_batchgrow.messages.errors import JobError
+from hvd_batchgrow.messages.errors import JobError, RunError
 from hvd_batchgrow.train.parts import TrainingParts
+from hvd_batchgrow.train.replay_failure import refuse_suspect, write_failure
 from hvd_batchgrow.train.replay_verdict import Finding, Occasion, Place, describe
 from hvd_batchgrow.train.update.local_sums import WIDTH, LocalSums, sketch
 from tests.helpers import small_job, small_source
@@ -170,3 +173,34 @@ def test_a_network_whose_passes_cannot_be_repeated_is_refused(network: str, reas
     assert isinstance(caught.value.error, JobError)
     assert f"checks.replay_every: is not possible with {model['name']}, whose repeated passes may" in str(caught.value)
     assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize("last", [None, 96])
+def test_a_run_continues_after_a_failed_check_only_from_before_the_last_passed_one(
+    tmp_path: Path, last: int | None
+) -> None:
+    write_failure(tmp_path, "rank 1 on host b is wrong", 240, last)
+    since = "no check has passed before" if last is None else "the last check passed at sample 96"
+    with pytest.raises(
+        RunError, match=rf"the replay check at sample 240 failed, and {since}. The checkpoint at sample 128"
+    ):
+        refuse_suspect(tmp_path, 128)
+    assert "host b" in (tmp_path / "failed_check.json").read_text()
+    refuse_suspect(tmp_path, None if last is None else 96)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_record_of_a_failed_check_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "failed_check.json").write_text("{}")
+    with pytest.raises(RunError, match=r"failed_check\.json is damaged"):
+        refuse_suspect(tmp_path, 128)
+
+
+@pytest.mark.slow
+def test_train_refuses_to_resume_after_a_failed_check(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", job, "--max-updates", "2"]) == 75
+    write_failure(Path("runs/small"), "rank 1 is wrong", 16, None)
+    assert main(["train", job, "--resume", "auto"]) == 1
+    assert "remove later checkpoints from runs/small/checkpoints" in capsys.readouterr().err
+    assert main(["train", job, "--fork", "again"]) == 1
+    assert main(["train", job, "--overwrite"]) == 0

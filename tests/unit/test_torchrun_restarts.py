@@ -241,3 +241,19 @@ def test_a_lock_that_is_released_meanwhile_is_taken(tmp_path: Path) -> None:
         lock.take(release, wait_s=60)
         (report,) = reports
         assert f"is being written by another job: process {os.getpid()} on" in report
+
+
+def test_a_job_whose_trigger_needs_two_micro_batches_has_a_plan_for_more_ranks_than_ghost_batches() -> None:
+    trigger = {"name": "norm_test", "theta": 0.5, "first_decision_epoch": 0.0}
+    job = measured_job(trigger, layout={"max_micro_batch": 16})
+    for launched, used in ((2, 2), (3, 2), (4, 2)):
+        plan, _ = plan_for_ranks(job, Restarting(launched))
+        assert plan.peak_ranks == used
+    with pytest.raises(JobError, match="max_micro_batch"):
+        plan_for_ranks(job, Restarting(1))
+
+
+def test_a_start_that_was_killed_before_its_record_is_not_a_run(job: str) -> None:
+    Path("runs/small").mkdir(parents=True)
+    Path("runs/small/job.toml").write_text(Path(job).read_text())
+    assert main(["train", job, "--max-updates", "1"]) == 75

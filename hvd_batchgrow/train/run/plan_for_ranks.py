@@ -12,6 +12,8 @@ from hvd_batchgrow.messages.errors import Fault, JobError, faults_of
 from hvd_batchgrow.nn.build import check_model
 from hvd_batchgrow.schedule.adaptive.decisions import check_replay
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
+from hvd_batchgrow.schedule.policy import compile_stages
+from hvd_batchgrow.schedule.stages import make_start
 from hvd_batchgrow.train.run.phase_range import check_width
 from hvd_batchgrow.train.update.gradients import check_wire_type, wire_type_of
 
@@ -75,13 +77,16 @@ def _plan_for_any_ranks(job: Job, num_ranks: int, num_samples: int) -> Plan:
         try:
             plan = compile_plan(candidate, num_ranks, num_samples)
         except JobError as error:
-            if any(fault.path.startswith("layout.") for fault in error.faults):
+            # Gradients cannot be measured in one micro-batch on one rank: `layout.max_micro_batch`.
+            if {path for fault in error.faults if (path := fault.path).startswith("layout.")} - {
+                "layout.max_micro_batch"
+            }:
                 raise  # also a fault on any other number of ranks
         else:
             if plan.peak_ranks <= num_ranks:
                 return plan
-    alone = compile_plan(flexible, 1, num_samples)
-    usable = [min(num_ranks, phase.global_batch // alone.ghost_batch) for phase in alone.schedule.phases]
+    stages, _ = compile_stages(job, make_start(job, num_samples))
+    usable = [min(num_ranks, stage.global_batch // job.model.ghost_batch) for stage in stages]
     if job.is_adaptive or min(usable) == num_ranks:  # later batches of an adaptive schedule are not known
         return compile_plan(flexible, min(usable), num_samples)
     layout = flexible.layout.grown_by("ranks", ranks_per_phase=tuple(usable))

@@ -61,7 +61,7 @@ def notes_on_restarts(
     notes = []
     if environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         variable = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
-        notes.append(f"to let hosts join later, set {variable} in the environment of torchrun")
+        notes.append(f"so that hosts can join and failed ranks restart, set {variable} in the environment of torchrun")
     if not resume:  # `is_restart` needs a torchrun process of the last attempt
         notes.append("add --resume auto, so that the run continues even if all torchrun processes have been replaced")
     if plan.job.layout != job.layout:

@@ -35,6 +35,7 @@ from hvd_batchgrow.train.checkpoints.checkpoint import (
     newest_good,
 )
 from hvd_batchgrow.train.checkpoints.elastic_state import ElasticState
+from hvd_batchgrow.train.replay_failure import refuse_suspect
 from hvd_batchgrow.train.run.checkout import git, program_checkout
 from hvd_batchgrow.train.run.fork import Origin, changes, fork_run, json_bytes
 from hvd_batchgrow.train.run.model_description import FILE, ModelDescription
@@ -100,6 +101,7 @@ def open_run(
                 _refuse_other_job(folder, checkpoint, plan)
                 check_on_data(checkpoint)
                 notes.extend(_allowed_changes(folder, job, ranks))
+            refuse_suspect(origin.run if origin else folder, checkpoint.samples if checkpoint else None)
             kept = {"data": schema, "pretrained": pretrained}
             start: dict[str, Any] = {"start_samples": checkpoint.samples if checkpoint else 0}
             start |= {"agents": list(agents)} if agents else {}
@@ -148,7 +150,7 @@ def _prepare_folder(folder: Path, notes: list[str], *, resume: bool, overwrite: 
         raise RunError(f"{folder} is not a run folder, and it is not empty: choose another by --name or --runs-dir")
     if overwrite and is_run:
         _remove(folder)
-    elif is_run and not resume:
+    elif is_run and not resume and ((folder / "record.json").exists() or checkpoint_paths(checkpoints)):
         raise RunError(
             f"{folder} holds a run already: add --resume auto to resume it, --overwrite to replace it, "
             "or --name NAME for a new one"

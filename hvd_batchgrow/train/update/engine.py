@@ -166,8 +166,9 @@ class UpdateEngine:
         """Continue from the state of an engine with the same network and settings."""
         if self.loss_scale and state["loss_scale"]:
             self.loss_scale = LossScale(**state["loss_scale"])
-        if self.exact and state["gradient_magnitudes"]:
-            self.buckets.magnitudes = self._magnitudes = list(state["gradient_magnitudes"])
+        magnitudes = list(state["gradient_magnitudes"])
+        if self.exact and len(magnitudes) == len(self._magnitudes):  # of other buckets: the first update finds them
+            self.buckets.magnitudes = self._magnitudes = magnitudes
 
     def use(self, ranks: Ranks) -> None:
         """Share the following updates among these ranks, which include this one. Call it between updates."""

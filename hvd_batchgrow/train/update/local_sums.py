@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -40,6 +41,11 @@ class LocalSums:
         loss = torch.tensor([self.loss], dtype=torch.float64).view(torch.int64)
         digest = torch.tensor([self.digest - (self.digest >> 63 << 64)])
         return torch.cat([self.sketches.view(torch.int64).flatten(), loss, digest])
+
+    def checksum(self) -> int:
+        """Return 64 bits that are equal for equal `words`, as a signed integer."""
+        digest = hashlib.blake2b(self.words().numpy().tobytes(), digest_size=8).digest()
+        return int.from_bytes(digest, "little", signed=True)
 
     def from_words(self, words: Tensor) -> LocalSums:
         """Invert `words`, for a rank with the same buckets as this one."""

@@ -1,0 +1,65 @@
+"""The record of a failed replay check: what was computed since the last passed one cannot be trusted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from hvd_batchgrow.messages.errors import RunError, unwritable
+from hvd_batchgrow.storage.atomic import write_atomically
+from hvd_batchgrow.storage.regular_files import read_regular
+from hvd_batchgrow.storage.strict_json import dump_json
+
+NAME = "failed_check.json"
+
+
+def write_failure(folder: Path, message: str, samples: int, last_passed: int | None) -> None:
+    """Record in the run folder that a check has failed.
+
+    Args:
+        folder: the run folder.
+        message: what was found.
+        samples: sample counter before the update.
+        last_passed: sample counter before the update whose check has last passed; None: no check has passed.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    record = {"samples": samples, "last_passed": last_passed, "message": message}
+    try:
+        write_atomically(folder / NAME, dump_json(record, indent=2).encode())
+    except OSError as error:
+        raise unwritable(folder / NAME, error) from error
+
+
+def refuse_suspect(folder: Path, samples: int | None) -> None:
+    """Refuse to continue from a checkpoint that was written after the last passed check, if a check has failed.
+
+    The record is removed once the run continues from an earlier checkpoint.
+
+    Args:
+        folder: the run folder.
+        samples: sample counter of the checkpoint; None: the run starts from the beginning.
+
+    Raises:
+        RunError: the checkpoint cannot be trusted, or the record is damaged.
+    """
+    path = folder / NAME
+    if not path.exists():
+        return
+    try:
+        record = json.loads(read_regular(path))
+        last, failed = record["last_passed"], int(record["samples"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{path} is damaged ({error}): a replay check of this run has failed; see its last output"
+        ) from None
+    if samples is None or (last is not None and samples <= last):
+        path.unlink()
+        return
+    since = "no check has passed before" if last is None else f"the last check passed at sample {last:,}"
+    raise RunError(
+        f"{folder}: the replay check at sample {failed:,} failed, and {since}. The checkpoint at sample {samples:,} "
+        f"may be wrong. Exclude the host that {path} names, remove later checkpoints from {folder}/checkpoints, and run "
+        f"this again; or remove {path} to continue from this checkpoint all the same"
+    )
