@@ -180,6 +180,7 @@ def test_a_ghost_norm_of_a_compiled_network_keeps_a_copy_of_its_sums() -> None:
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler: install g++")
 @pytest.mark.filterwarnings("ignore")  # warnings of the compiler
 def test_a_compiled_network_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()  # it compiles a function for a limited number of shapes, which other tests have used up
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     found = []
     for compiles in (False, True):
