@@ -177,3 +177,36 @@ def test_an_agent_that_receives_sigterm_leaves_after_a_checkpoint(folder: Path, 
     assert f"resumed at {trained + 16:,} of" in text, "both ranks stop after the next update"
     assert agents.attempts()[-2:] == [2, 1]
     assert_undisturbed(folder, "left", digest)
+
+
+def test_one_torchrun_starts_its_ranks_again_without_variables(folder: Path, digest: str) -> None:
+    """One torchrun serves all attempts from one store, in which the addresses of earlier ranks remain."""
+    write_program(
+        folder,
+        "dies",
+        "import os, signal",
+        "from hvd_batchgrow.train.trainer import Trainer",
+        "stop_requested = Trainer._stop_requested",
+        "def die(self, stop):",
+        f"    is_due = self.ranks.rank == 0 and self.state.samples >= {GATE}",
+        "    if is_due and os.environ['TORCHELASTIC_RESTART_COUNT'] in '01':",
+        "        os.kill(os.getpid(), signal.SIGKILL)",
+        "    return stop_requested(self, stop)",
+        "Trainer._stop_requested = die",
+    )
+    command = [
+        str(BIN / "torchrun"),
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--max-restarts",
+        "2",
+        "dies.py",
+        "train",
+    ]
+    command += ["job.toml", "--name", "again"]
+    done = subprocess.run(
+        command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=GUARD_S
+    )
+    assert done.returncode == 0, done.stderr
+    assert_undisturbed(folder, "again", digest)
