@@ -15,12 +15,13 @@ Images = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From sample ids (n,) to images (n, C, H, W) and labels (n,)."""
 
 
-def augmented(source: DatasetPair, padding: int) -> Images:
+def augmented(source: DatasetPair, padding: int, *, channels_last: bool = False) -> Images:
     """Return a function that crops, mirrors and normalises training images as one tensor.
 
     Args:
         source: of images in memory.
         padding: pixels on each side of the image from which it is cropped.
+        channels_last: memory format of the images; otherwise they are contiguous, as those of a DataLoader are.
     """
     every = np.arange(len(source.train))
     pixels = torch.from_numpy(source.train.fetch(every)).permute(0, 3, 1, 2)
@@ -35,7 +36,8 @@ def augmented(source: DatasetPair, padding: int) -> Images:
         columns = torch.where(torch.rand(len(ids), 1) < 0.5, side - 1 - span, span) + left
         rows = top + span
         crops = padded.permute(0, 2, 3, 1)[ids[:, None, None], rows[:, :, None], columns[:, None, :]]
-        return crops.permute(0, 3, 1, 2).float().sub_(mean).div_(std), labels[ids]
+        images = crops.permute(0, 3, 1, 2).float().sub_(mean).div_(std)
+        return images if channels_last else images.clone(memory_format=torch.contiguous_format), labels[ids]
 
     return load
 

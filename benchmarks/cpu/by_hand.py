@@ -1,4 +1,6 @@
-"""The contestants written by hand: python -m benchmarks.cpu.by_hand loop|ddp|horovod CASE SIZE BATCH UPDATES."""
+"""The contestants written by hand: python -m benchmarks.cpu.by_hand KIND CASE SIZE BATCH UPDATES.
+
+KIND is loop, loop_channels_last, ddp or horovod."""
 
 from __future__ import annotations
 
@@ -26,7 +28,10 @@ def main() -> None:
     torch.manual_seed(rank)
     case = case_of(case_name, is_tiny=size == "tiny")
     source = load_source(job_of_case(case, 128).data, 0, lambda *_: None)
+    channels_last = kind.endswith("channels_last")
     network = network_by_hand(case)
+    if channels_last:
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     share = int(batch) // num_ranks
     passes = share // MICRO_BATCH
     optimizer = torch.optim.SGD(network.parameters(), lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True)
@@ -44,7 +49,7 @@ def main() -> None:
         optimizer = hvd.DistributedOptimizer(
             optimizer, named_parameters=network.named_parameters(), backward_passes_per_step=passes
         )
-    load = augmented(source, case.data["crop_padding"])
+    load = augmented(source, case.data["crop_padding"], channels_last=channels_last)
     work = accumulating(
         trained, optimizer, load, shuffled(len(source.train), share), MICRO_BATCH, int(num_updates), without_sum
     )

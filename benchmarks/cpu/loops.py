@@ -6,6 +6,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ from benchmarks.rows.row import Settings, say
 from benchmarks.turns import take_turns
 
 OURS = "hvd_batchgrow"
-BY_HAND = {1: {"loop": "loop by hand"}, 2: {"ddp": "DDP over Gloo, no_sync", "horovod": "Horovod optimizer"}}
+BY_HAND = {
+    1: {"loop": "loop by hand", "loop_channels_last": "… channels_last"},
+    2: {"ddp": "DDP over Gloo, no_sync", "horovod": "Horovod optimizer"},
+}
 """The contestants for a number of ranks; the first one is the reference."""
 
 
@@ -58,6 +62,9 @@ def contestants(
         command = [sys.executable, "-m", "benchmarks.cpu.by_hand", *words, str(num_updates)]
         found[title] = partial(start, folder, kind, command, num_ranks, samples)
     found[OURS] = partial(ours, folder, "ours", case, batch, num_updates, num_ranks)
+    if num_ranks == 1:
+        last = replace(case, data=case.data | {"channels_last": True})
+        found[f"{OURS}, channels_last"] = partial(ours, folder, "ours_last", last, batch, num_updates)
     return found
 
 

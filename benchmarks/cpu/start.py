@@ -22,7 +22,7 @@ def run(name: str, settings: Settings) -> Outcome:
 def group(num_ranks: int, settings: Settings) -> Group:
     """Return the seconds of each contestant for a number of ranks."""
     case = case_of("small", is_tiny=settings.is_tiny)
-    titles = [*BY_HAND[num_ranks].values(), OURS]
+    titles = [title for title in (*BY_HAND[num_ranks].values(), OURS) if "channels_last" not in title]
     seconds: dict[str, list[float]] = {title: [] for title in titles}
     is_over = settings.part(num_ranks - 1, 2)
     while len(seconds[OURS]) < LEAST_TURNS or not (is_over() or settings.is_tiny):

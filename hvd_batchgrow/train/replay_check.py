@@ -118,7 +118,7 @@ class ReplayCheck:
         return recompute(parts.engine, micro_batches, factor, noise)
 
     def _all_identical(self, own: LocalSums, again: LocalSums) -> bool:
-        """Return whether both results of each share have the same bits, by 16 bytes per rank; equal on all ranks."""
+        """Return whether both results of each share are bit-identical, by 16 bytes per rank; equal on all ranks."""
         self._parts.heartbeat.at(WAITING)
         rank, size = self._ranks.rank, self._ranks.size
         table = torch.zeros(2, size, dtype=torch.int64)

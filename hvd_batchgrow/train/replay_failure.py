@@ -60,6 +60,6 @@ def refuse_suspect(folder: Path, samples: int | None) -> None:
     since = "no check has passed before" if last is None else f"the last check passed at sample {last:,}"
     raise RunError(
         f"{folder}: the replay check at sample {failed:,} failed, and {since}. The checkpoint at sample {samples:,} "
-        f"may be wrong. Exclude the host that {path} names, remove later checkpoints from {folder}/checkpoints, and run "
+        f"may be wrong. Exclude the host that {path} names, remove later ones from {folder}/checkpoints, and run "
         f"this again; or remove {path} to continue from this checkpoint all the same"
     )
