@@ -8,7 +8,7 @@ quickstart: setup  ## set up, then train the quickstart job and its decay twin o
 setup:  ## install what training needs into .venv
 	@tools/setup.sh
 
-check:  ## format, lint, types, shell and the fast unit tests: under three minutes; without slow, mpi, slurm and gpu tests
+check:  ## format, lint, types, shell and the fast unit tests: under two minutes; without slow, mpi, slurm and gpu tests
 	@tools/setup.sh test
 	@tools/check.sh tests
 
