@@ -35,7 +35,7 @@ fuzz:  ## test 10 000 bad job files, command lines, data files, checkpoints and 
 	PATH="$$PWD/.venv/bin:$$PATH" OMP_NUM_THREADS=1 python -m tests.fuzz.networks
 	OMP_NUM_THREADS=1 tools/mpirun.sh 2 python -m tests.fuzz.networks
 
-bench:  ## compare with the alternatives that users have, on this machine's CPUs: 30 to 40 minutes; ARGS="--rows loop ranks"
+bench:  ## compare with the alternatives that users have, on this machine's CPUs: at most 40 minutes; ARGS="--rows loop ranks"
 	@tools/setup.sh
 	@PATH="$$PWD/.venv/bin:$$PATH" python -m benchmarks.cpu $(ARGS)
 

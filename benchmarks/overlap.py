@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.contestants import job_of
 from benchmarks.emulated_hosts import cluster
-from benchmarks.gpu.contestants import job_of
 from benchmarks.turns import take_turns
 from hvd_batchgrow.comm.backend import connect
 from hvd_batchgrow.comm.ranks import Ranks

@@ -1,6 +1,6 @@
 """Compare this package on CPUs with the alternatives that users have, on one machine, in turns.
 
-    make bench                                          all rows, about 30 minutes
+    make bench                                          all rows, at most 40 minutes
     python -m benchmarks.cpu --rows loop ranks          only these
     python -m benchmarks.cpu --tiny                     tiny sizes: shows that the rows work
 

@@ -12,10 +12,10 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import distributed, nn
 
+from benchmarks.contestants import LR, MOMENTUM, WEIGHT_DECAY
 from benchmarks.cpu.bare_loop import accumulating, augmented, shuffled
 from benchmarks.cpu.cases import MICRO_BATCH, case_of, job_of_case, network_by_hand
 from benchmarks.cpu.contestant import serve
-from benchmarks.gpu.contestants import LR, MOMENTUM, WEIGHT_DECAY
 from hvd_batchgrow.data.load_source import load_source
 
 

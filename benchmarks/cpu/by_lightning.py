@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.contestants import LR, MOMENTUM, WEIGHT_DECAY
 from benchmarks.cpu.bare_loop import augmented
 from benchmarks.cpu.cases import MICRO_BATCH, case_of, job_of_case, network_by_hand
 from benchmarks.cpu.contestant import wait_for_turn
-from benchmarks.gpu.contestants import LR, MOMENTUM, WEIGHT_DECAY
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.torchvision_shim import repair_torchvision
 

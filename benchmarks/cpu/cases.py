@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from benchmarks.gpu.contestants import job_of, with_batch_norm
+from benchmarks.contestants import job_of, with_batch_norm
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.nn.build import build_model
 

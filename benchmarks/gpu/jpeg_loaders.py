@@ -13,7 +13,7 @@ import torch
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.plugin.pytorch import DALIGenericIterator, LastBatchPolicy
 
-from benchmarks.gpu.contestants import Batch
+from benchmarks.contestants import Batch
 from benchmarks.jpeg import AREA, ASPECT, DEVIATION, MEAN, image_paths, write_image
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.gpu.contestants import Ours, bare, job_of, random_batch, with_batch_norm
+from benchmarks.contestants import Ours, bare, job_of, random_batch, with_batch_norm
 from benchmarks.rows.figures import Outcome, compare
 from benchmarks.rows.row import Settings, say
 from benchmarks.turns import take_turns

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu.contestants import Ours, job_of, random_batch
+from benchmarks.contestants import Ours, job_of, random_batch
 from benchmarks.rows.figures import Outcome, compare
 from benchmarks.rows.row import Settings, say
 from benchmarks.turns import take_turns

@@ -248,3 +248,15 @@ def test_an_update_in_which_ranks_are_lost_leaves_no_trace_in_the_state(monkeypa
         engine.update(iter([MicroBatch(torch.full((2, 3), 1e9), None, (0,))]), 1, phase, 1)
     assert engine.state_dict() == before
     assert engine.buckets.magnitudes != before["gradient_magnitudes"]  # so that the test can fail
+
+
+def test_magnitudes_of_other_buckets_are_left_to_the_first_update() -> None:
+    model = Scaled()
+    engine = UpdateEngine(
+        model, torch.optim.SGD(model.parameters(), lr=1.0), SingleRank(), forward=losses_of, exact=True
+    )
+    before = engine.buckets.magnitudes
+    engine.load_state_dict({**engine.state_dict(), "gradient_magnitudes": [90] * (len(before) + 1)})
+    assert engine.buckets.magnitudes == before
+    engine.load_state_dict({**engine.state_dict(), "gradient_magnitudes": [9] * len(before)})
+    assert engine.buckets.magnitudes == [9] * len(before)
