@@ -57,9 +57,12 @@ def refuse_suspect(folder: Path, samples: int | None) -> None:
     if samples is None or (last is not None and samples <= last):
         path.unlink()
         return
-    since = "no check has passed before" if last is None else f"the last check passed at sample {last:,}"
+    if last is None:
+        since, suspects = "no check has passed before", "all checkpoints"
+    else:
+        since, suspects = f"the last check passed at sample {last:,}", f"the checkpoints after sample {last:,}"
     raise RunError(
         f"{folder}: the replay check at sample {failed:,} failed, and {since}. The checkpoint at sample {samples:,} "
-        f"may be wrong. Exclude the host that {path} names, remove later ones from {folder}/checkpoints, and run "
-        f"this again; or remove {path} to continue from this checkpoint all the same"
+        f"may be wrong. Exclude the host that {path} names, remove {suspects} from {folder}/checkpoints, and run this "
+        f"again; or remove {path} to continue from this checkpoint all the same"
     )
