@@ -281,7 +281,10 @@ def test_a_fault_is_found_in_spite_of_rounding(ranks: Ranks, tmp_path: Path, lim
         lambda trainer: trainer.state.samples >= 96 and trainer.parts.engine.buckets._is_backward,
     )
     message = failure_of(trainer, ranks)
-    assert re.search(r"the gradient by \S+ of its value \(rounding explains \S+e-05\)", message), message
+    found = re.search(r"the gradient by (\S+) of its value \(rounding explains (\S+)\)", message)
+    assert found, message
+    difference, explained = map(float, found.groups())
+    assert explained < difference / 5  # the limit is larger where rounding crosses the edge of a ReLU
     assert trainer.state.replays.passed > 1
     assert len(limits) > 1
 
@@ -295,12 +298,13 @@ def test_a_resumed_run_continues_to_count(ranks: Ranks, tmp_path: Path) -> None:
     assert digest(resumed) == digest(whole)
 
 
-def test_the_wire_type_of_gradients_does_not_raise_the_limit(ranks: Ranks, tmp_path: Path) -> None:
-    """Gradients are compared before the all-reduce: an error of 0.1 % is found, which float16 would explain."""
-    job = job_of(layout={"max_micro_batch": 8}, checks={"replay_every": 2}, update={"allreduce_dtype": "float16"})
-    trainer = make_trainer(job, ranks, tmp_path)
-    if ranks.rank == ranks.size - 1:
-        buckets = trainer.parts.engine.buckets
-        for parameter in trainer.parts.model.parameters():
-            parameter.register_hook(lambda gradient: gradient * (1.001 if buckets._is_backward else 1.0))
-    assert "samples 48 … 95: the repetition for checks.replay_every gave another result" in failure_of(trainer, ranks)
+def test_the_wire_type_of_gradients_does_not_raise_the_limit(
+    ranks: Ranks, tmp_path: Path, limits: list[Tensor]
+) -> None:
+    """Gradients are compared before the all-reduce."""
+    first = {}
+    for wire in ("none", "float16"):
+        limits.clear()
+        train(job_of(checks={"replay_every": 1}, update={"allreduce_dtype": wire}), ranks, tmp_path / wire)
+        first[wire] = limits[0]
+    assert torch.equal(first["none"], first["float16"])
