@@ -17,7 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -78,6 +78,31 @@ def cluster(rate: str) -> Iterator[tuple[Cluster, Path]]:
             yield slurm, folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def run_ranks(
+    slurm: Cluster, folder: Path, num_hosts: int, command: Sequence[str], variables: Mapping[str, str] | None = None
+) -> str:
+    """Run a command as one rank on each of the first hosts, and return what it prints.
+
+    Args:
+        slurm: the cluster, with sshd on its hosts.
+        folder: where it runs.
+        num_hosts: number of ranks.
+        command: of each rank.
+        variables: of the environment, besides those of `cluster`.
+
+    Raises:
+        SystemExit: the command fails; with its output.
+    """
+    hosts = ",".join(f"{node}:1" for node in slurm.nodes[:num_hosts])
+    words = ["mpirun", "-np", str(num_hosts), "-H", hosts, "--bind-to", "none"]
+    kept = ("PATH", "PYTHONPATH", "OMP_NUM_THREADS", *(f"{name}={value}" for name, value in (variables or {}).items()))
+    words += [word for name in kept for word in ("-x", name)]
+    done = slurm.hosts.run("n1", *words, *command, cwd=folder, timeout_s=900)
+    if done.returncode:
+        raise SystemExit(done.stdout + done.stderr)
+    return done.stdout
 
 
 # --- the chain ------------------------------------------------------------------------------------------
@@ -148,28 +173,12 @@ def compare_scaling(rate: str, turns: int) -> None:
         print(f"{'network':16} {'hosts':>5} {'overlapped':>24} {'after the backward':>24}")
         for model, micro_batch in (("small_conv_net", 128), ("wrn_16_4", 32)):
             for hosts in (1, 2, 4):
-                names = ",".join(f"{node}:1" for node in slurm.nodes[:hosts])
-                words = [
-                    "mpirun",
-                    "-np",
-                    str(hosts),
-                    "-H",
-                    names,
-                    "--bind-to",
-                    "none",
-                    "-x",
-                    "PATH",
-                    "-x",
-                    "PYTHONPATH",
-                ]
-                words += ["-x", "OMP_NUM_THREADS", "python", "-m", "benchmarks.emulated_hosts", "worker"]
-                words += ["--turns", str(turns), "--model", model, "--micro-batch", str(micro_batch)]
-                done = slurm.hosts.run("n1", *words, cwd=folder, timeout_s=400)
-                if done.returncode:
-                    raise SystemExit(done.stdout + done.stderr)
+                words = ["python", "-m", "benchmarks.emulated_hosts", "worker", "--turns", str(turns)]
+                words += ["--model", model, "--micro-batch", str(micro_batch)]
+                printed = run_ranks(slurm, folder, hosts, words)
                 shown = [
                     f"{statistics.median(rates):,.0f} ({min(rates):,.0f} … {max(rates):,.0f})"
-                    for rates in json.loads(done.stdout.splitlines()[-1])
+                    for rates in json.loads(printed.splitlines()[-1])
                 ]
                 print(f"{model:16} {hosts:5} {shown[0]:>24} {shown[1]:>24}", flush=True)
 

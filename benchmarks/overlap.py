@@ -16,19 +16,16 @@ import json
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.contestants import job_of
-from benchmarks.emulated_hosts import cluster
+from benchmarks.emulated_hosts import cluster, run_ranks
+from benchmarks.sleeping import NUM_CLASSES, SleepingNetwork
 from benchmarks.turns import take_turns
 from hvd_batchgrow.comm.backend import connect
 from hvd_batchgrow.comm.ranks import Ranks
-from hvd_batchgrow.nn.build import build_model
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.train.malloc_tuning import keep_freed_memory
 from hvd_batchgrow.train.update.engine import UpdateEngine
@@ -37,48 +34,8 @@ from hvd_batchgrow.train.update.gradients import GradientBuckets
 
 HOSTS = (1, 2, 4)
 OVERLAPPED, AFTER, DDP = "hvd_batchgrow", "… after the backward", "DDP over Gloo, no_sync"
-NUM_SAMPLES, NUM_CLASSES = 8, 10
-"""Samples of a micro-batch, which is one ghost batch: they cost nothing."""
-
-
-class Sleep(torch.autograd.Function):
-    """A layer that takes time and no core."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, seconds: float, *weights: Tensor) -> Tensor:
-        """Sleep a third of the seconds, and return x."""
-        ctx.seconds = seconds
-        ctx.save_for_backward(*weights)
-        time.sleep(seconds / 3)
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        """Sleep two thirds of the seconds, and return zeros as the gradients of the weights."""
-        time.sleep(2 * ctx.seconds / 3)
-        return grads[0], None, *map(torch.zeros_like, ctx.saved_tensors)
-
-
-class SleepingNetwork(nn.Module):
-    """The parameters of WRN-16-4, whose layers share the time of a pass evenly."""
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__()
-        job = job_of(
-            "overlap", "cpu", NUM_SAMPLES, model={"name": "wrn_16_4", "ghost_batch": NUM_SAMPLES},
-            data={"source": "synthetic_images", "num_samples": 10**6, "shape": [32, 32, 3]},
-        )  # fmt: skip
-        network = build_model(job, (32, 32, 3), NUM_CLASSES)
-        layers = [list(module.parameters(recurse=False)) for module in network.modules()]
-        self.layers = nn.ModuleList(nn.ParameterList(layer) for layer in layers if layer)
-        self.seconds = seconds / len(self.layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits (n, classes) that depend on all parameters, as autograd sees it."""
-        y = x.clone().requires_grad_()
-        for layer in self.layers:
-            y = Sleep.apply(y, self.seconds, *layer.parameters())  # type: ignore[no-untyped-call]
-        return y
+NUM_SAMPLES = 8
+"""Samples of a micro-batch, which is one ghost batch."""
 
 
 def work(seconds: float, num_passes: int, turns: int) -> None:
@@ -119,7 +76,7 @@ def samples() -> tuple[Tensor, Tensor]:
 
 def engine(ranks: Ranks, seconds: float, num_passes: int, buckets: type[GradientBuckets]) -> Callable[[], int]:
     """Return the contestant of this package's update engine."""
-    model = SleepingNetwork(seconds)
+    model = SleepingNetwork(seconds / NUM_SAMPLES)
     found = UpdateEngine(model, torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9), ranks)
     found.buckets = buckets(model.parameters(), ranks)
     inputs, labels = samples()
@@ -138,7 +95,7 @@ def engine(ranks: Ranks, seconds: float, num_passes: int, buckets: type[Gradient
 
 def by_ddp(seconds: float, num_passes: int) -> Callable[[], int]:
     """Return the contestant of DistributedDataParallel."""
-    model = nn.parallel.DistributedDataParallel(SleepingNetwork(seconds))
+    model = nn.parallel.DistributedDataParallel(SleepingNetwork(seconds / NUM_SAMPLES))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
     inputs, labels = samples()
 
@@ -165,18 +122,11 @@ def measure(rate: str, options: argparse.Namespace) -> None:
         for compute_ms, passes in itertools.product(options.compute_ms, options.passes):
             alone: dict[str, float] = {}
             for hosts in HOSTS:
-                names = ",".join(f"{node}:1" for node in slurm.nodes[:hosts])
-                kept = ("PATH", "PYTHONPATH", "OMP_NUM_THREADS")
                 group = {"MASTER_ADDR": slurm.nodes[0], "MASTER_PORT": "29511"}
                 group |= {"HOROVOD_CYCLE_TIME": str(options.horovod_cycle_ms)}
-                words = ["mpirun", "-np", str(hosts), "-H", names, "--bind-to", "none"]
-                words += [word for name in kept for word in ("-x", name)]
-                words += [word for name, value in group.items() for word in ("-x", f"{name}={value}")]
-                words += ["python", "-m", "benchmarks.overlap", "--as-rank", str(compute_ms / 1000), str(passes)]
-                done = slurm.hosts.run("n1", *words, "--turns", str(options.turns), cwd=folder, timeout_s=500)
-                if done.returncode:
-                    raise SystemExit(done.stdout + done.stderr)
-                rates = json.loads(done.stdout.splitlines()[-1])
+                words = ["python", "-m", "benchmarks.overlap", "--as-rank", str(compute_ms / 1000), str(passes)]
+                printed = run_ranks(slurm, folder, hosts, [*words, "--turns", str(options.turns)], group)
+                rates = json.loads(printed.splitlines()[-1])
                 alone = alone or {name: statistics.median(values) for name, values in rates.items()}
                 for name, values in rates.items():
                     shares = [value / alone[name] for value in values]
