@@ -24,6 +24,8 @@ import torch
 from nvidia.dali import Pipeline, fn
 from PIL import Image, ImageDraw
 
+from benchmarks import jpeg_spdl
+from benchmarks.rows.row import Skip
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.dataset import raise_bad
 from hvd_batchgrow.data.load_source import load_source
@@ -163,6 +165,20 @@ def dali_own(folder: Path, num_threads: int = NUM_WORKERS) -> Batches:
     return outputs(pipeline)
 
 
+# ------------------------------------------------------------------------------------------------ peer: SPDL
+
+
+def spdl(paths: Sequence[Path]) -> Batches:
+    """Return batches of SPDL with two threads, without end. Raises Skip if it is not available."""
+    order = np.random.default_rng(1)
+
+    def draw(height: int, width: int) -> tuple[jpeg_spdl.Window, bool]:
+        return crop_window(height, width, order.random), bool(order.random() < 0.5)
+
+    endless = (paths[k] for k in iter(lambda: int(order.integers(len(paths))), None))
+    return jpeg_spdl.batches(endless, draw, CROP_PIXELS, BATCH_SAMPLES, NUM_WORKERS, (MEAN, DEVIATION))
+
+
 # ------------------------------------------------------------------------------------------------ ours
 
 
@@ -256,7 +272,9 @@ def table(loaders: Sequence[Loader]) -> str:
     return "\n".join(lines)
 
 
-def measure(tree: Path, num_images: int, num_turns: int, is_over: Callable[[], bool] = lambda: False) -> list[Loader]:
+def measure(
+    tree: Path, num_images: int, num_turns: int, is_over: Callable[[], bool] = lambda: False
+) -> tuple[list[Loader], list[str]]:
     """Time the loaders in turns.
 
     Args:
@@ -264,6 +282,9 @@ def measure(tree: Path, num_images: int, num_turns: int, is_over: Callable[[], b
         num_images: number of images in it.
         num_turns: most turns.
         is_over: called after each turn but the first two; if it returns True, no further turns are taken.
+
+    Returns:
+        the loaders, and why others are missing.
     """
     paths = make_tree(tree, num_images)
     torch.set_num_threads(1)
@@ -278,13 +299,18 @@ def measure(tree: Path, num_images: int, num_turns: int, is_over: Callable[[], b
         Loader("… 2 threads", ours(tree, num_images, NUM_WORKERS, "torch")),
         Loader("… RandAugment, 2 threads", ours(tree, num_images, NUM_WORKERS, "torch", auto_augment="randaugment")),
     ]
+    missing = []
+    try:
+        loaders.insert(2, Loader(f"SPDL, {NUM_WORKERS} threads", spdl(paths)))
+    except Skip as reason:
+        missing.append(str(reason))
     order = np.random.default_rng(0)
     for turn in range(num_turns):
         for k in order.permutation(len(loaders)):
             time_turn(loaders[k], batches_of_turn(num_images))
         if turn > 1 and is_over():
             break
-    return loaders
+    return loaders, missing
 
 
 def batches_of_turn(num_images: int) -> int:
@@ -295,11 +321,11 @@ def batches_of_turn(num_images: int) -> int:
 def benchmark_jpeg(folder: Path, num_images: int, num_turns: int) -> str:
     """Time the loaders in turns, and return a table."""
     tree = folder / f"jpeg-{num_images}"
-    loaders = measure(tree, num_images, num_turns)
+    loaders, missing = measure(tree, num_images, num_turns)
     mean_bytes = sum(path.stat().st_size for path in tree.rglob("*.jpg")) / num_images
     turns = f"{num_turns} turns of {batches_of_turn(num_images)} × {BATCH_SAMPLES}"
     facts = f"{num_images} images of {mean_bytes / 1000:.0f} kB, {turns}"
-    return f"{facts}, {len(os.sched_getaffinity(0))} cores\n{table(loaders)}"
+    return "\n".join([f"{facts}, {len(os.sched_getaffinity(0))} cores", table(loaders), *missing])
 
 
 def main() -> None:

@@ -33,7 +33,8 @@ from hvd_batchgrow.train.update.forward import MicroBatch
 from hvd_batchgrow.train.update.gradients import GradientBuckets
 
 HOSTS = (1, 2, 4)
-OVERLAPPED, AFTER, DDP = "hvd_batchgrow", "… after the backward", "DDP over Gloo, no_sync"
+OVERLAPPED, EXACT, AFTER = "hvd_batchgrow", "… in exact mode", "… after the backward"
+DDP = "DDP over Gloo, no_sync"
 NUM_SAMPLES = 8
 """Samples of a micro-batch, which is one ghost batch."""
 
@@ -46,6 +47,7 @@ def work(seconds: float, num_passes: int, turns: int) -> None:
     torch.distributed.init_process_group("gloo", rank=ranks.rank, world_size=ranks.size)
     contestants = {
         OVERLAPPED: engine(ranks, seconds, num_passes, GradientBuckets),
+        EXACT: engine(ranks, seconds, num_passes, GradientBuckets, exact=True),
         AFTER: engine(ranks, seconds, num_passes, AfterBackward),
         DDP: by_ddp(seconds, num_passes),
     }
@@ -74,11 +76,13 @@ def samples() -> tuple[Tensor, Tensor]:
     return torch.zeros(NUM_SAMPLES, NUM_CLASSES), torch.zeros(NUM_SAMPLES, dtype=torch.int64)
 
 
-def engine(ranks: Ranks, seconds: float, num_passes: int, buckets: type[GradientBuckets]) -> Callable[[], int]:
+def engine(
+    ranks: Ranks, seconds: float, num_passes: int, buckets: type[GradientBuckets], *, exact: bool = False
+) -> Callable[[], int]:
     """Return the contestant of this package's update engine."""
     model = SleepingNetwork(seconds / NUM_SAMPLES)
-    found = UpdateEngine(model, torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9), ranks)
-    found.buckets = buckets(model.parameters(), ranks)
+    found = UpdateEngine(model, torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9), ranks, exact=exact)
+    found.buckets = buckets(model.parameters(), ranks, exact=exact)
     inputs, labels = samples()
     num_groups = num_passes * ranks.size
     batch = NUM_SAMPLES * num_groups

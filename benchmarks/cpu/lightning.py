@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -11,8 +9,9 @@ from pathlib import Path
 from benchmarks.cpu.cases import MICRO_BATCH, case_of
 from benchmarks.cpu.contestant import closing_all
 from benchmarks.cpu.loops import OURS, in_turns, ours, start
+from benchmarks.peers import installed
 from benchmarks.rows.figures import Group, Outcome, compare
-from benchmarks.rows.row import Settings, Skip, say
+from benchmarks.rows.row import Settings, say
 
 PACKAGES = ("lightning==2.6.1", "lightning-utilities==0.15.2", "torchmetrics==1.8.2", "PyYAML", "tqdm", "packaging")
 """Installed without their requirements; torch is that of this environment."""
@@ -37,21 +36,3 @@ def run(name: str, settings: Settings) -> Outcome:
         title = f"{case.title}, B {batch:,}, micro-batches of {MICRO_BATCH}"
         groups.append(compare(title, "samples/s", rates, LIGHTNING))
     return Outcome(groups, [f"{PACKAGES[0]}, GradientAccumulationScheduler, no logger, no progress bar"])
-
-
-def installed(packages: tuple[str, ...]) -> Path:
-    """Return a folder with packages, which is made once for each list of them. Raises Skip if pip fails."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hvd-batchgrow" / "peers"
-    folder = base / "+".join([*packages, f"python{sys.version_info[0]}.{sys.version_info[1]}"])
-    if folder.exists():
-        return folder
-    base.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=base) as unfinished:
-        command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", unfinished, *packages]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or ["no message"]
-            raise Skip(f"pip cannot install {packages[0]}: {lines[-1]}")
-        os.rename(Path(unfinished), folder)
-        Path(unfinished).mkdir()  # for the end of the block
-    return folder

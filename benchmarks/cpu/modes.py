@@ -40,14 +40,15 @@ RANKS = {"exact": (1, 2), "backends": (2,), "telemetry": (1,)}
 
 
 def run(name: str, settings: Settings) -> Outcome:
-    """Measure a row of `MODES`."""
-    case = case_of("small", is_tiny=settings.is_tiny)
-    variants = [(ranks, *sizes) for ranks in RANKS[name] for sizes in case.batches]
+    """Measure a row of `MODES`; `…_wrn` is WRN-16-4."""
+    what, _, network = name.partition("_")
+    case = case_of(network or "small", is_tiny=settings.is_tiny)
+    variants = [(ranks, *sizes) for ranks in RANKS[what] for sizes in case.batches]
     groups: list[Group] = []
     for index, (num_ranks, batch, num_updates) in enumerate(variants):
         say(f"B {batch}, ranks: {num_ranks}: starting")
         with tempfile.TemporaryDirectory() as folder, closing_all() as started:
-            for number, (title, mode) in enumerate(MODES[name].items()):
+            for number, (title, mode) in enumerate(MODES[what].items()):
                 begin = partial(ours, Path(folder), f"run{number}", case, batch, num_updates, num_ranks, mode.options)
                 started[title] = begin(**{key: dict(value) for key, value in mode.sections.items()})
             rates = in_turns(started, settings, index, len(variants))

@@ -41,7 +41,8 @@ ROWS: dict[str, Row] = {
     "start": Row(
         "seconds to the end of the first update against a loop written by hand", 120.0, _RANKS, "benchmarks.cpu.start"
     ),
-    "exact": Row("updates in exact mode against fast mode", 120.0, _TRAINING, "benchmarks.cpu.modes"),
+    "exact": Row("updates in exact mode against fast mode", 120.0, _RANKS, "benchmarks.cpu.modes"),
+    "exact_wrn": Row("the same with WRN-16-4", 240.0, _RANKS, "benchmarks.cpu.modes"),
     "backends": Row("two ranks over torch.distributed against Horovod", 90.0, _RANKS, "benchmarks.cpu.modes"),
     "telemetry": Row(
         "an epoch with all telemetry against one without", 200.0, (*_TRAINING, "tensorboard"), "benchmarks.cpu.modes"
@@ -51,7 +52,7 @@ ROWS: dict[str, Row] = {
         "images in memory against a flat gather in torch", 60.0, (*_TRAINING, "nvidia-dali"), "benchmarks.cpu.kernels"
     ),
     "jpeg": Row(
-        "a folder of JPEG images against torch's DataLoader and DALI's own reader",
+        "a folder of JPEG images against torch's DataLoader, DALI's own reader and SPDL",
         240.0,
         (*_TRAINING, "nvidia-dali"),
         "benchmarks.cpu.kernels",
