@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import tyro
 
@@ -33,9 +33,9 @@ class JobCommand:
 
     job: Annotated[Path, tyro.conf.Positional]
     """The job file; any of its keys can be overridden, for example by --optim.lr 0.2."""
-    name: str | None = None
+    name: Optional[str] = None
     """Name of the run; by default the job file's."""
-    seed: int | None = None
+    seed: Optional[int] = None
     """Seed of the run; by default the job file's."""
 
     def load(self, overrides: dict[str, Any]) -> Job:

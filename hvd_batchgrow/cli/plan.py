@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Optional
 
 import tomli_w
 
@@ -36,14 +36,14 @@ class PlanCommand(JobCommand):
     """Print JSON instead of tables."""
     twin: bool = False
     """Print only the job file of the twin that decays the learning rate."""
-    plot: Path | None = None
+    plot: Optional[Path] = None
     """Plot learning rate, batch and noise scale to a .png, .svg or .pdf file."""
-    cost: Path | None = None
+    cost: Optional[Path] = None
     """A file written by `probe`, or a MACHINE.toml with published figures: predict seconds and rank-hours, and choose
     the ranks of layout.grow_by = "auto"."""
     sensitivity: bool = False
     """With --cost: also print the time and rank-hours with half and twice the compute speed, bandwidth and latency."""
-    replay: Path | None = None
+    replay: Optional[Path] = None
     """decisions.jsonl of a run with a trigger: plan the schedule that it decided, and its twin."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:

@@ -15,12 +15,12 @@ from hvd_batchgrow.messages.wording import counted, metric_name, metric_texts, s
 from hvd_batchgrow.observers.console import PlainConsole
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan
-from hvd_batchgrow.train.events import Evaluation, RunEnded
 
-if TYPE_CHECKING:  # imports torch, which `plan` does without
+if TYPE_CHECKING:  # they import NumPy or torch, and `plan` needs neither
     from hvd_batchgrow.results.run_summary import RunSummary
     from hvd_batchgrow.schedule.cost.cost import Cost
     from hvd_batchgrow.schedule.cost.sensitivity import Variation
+    from hvd_batchgrow.train.events import Evaluation, RunEnded
     from hvd_batchgrow.verification.audit import Audit
     from hvd_batchgrow.verification.verify import Compared
 

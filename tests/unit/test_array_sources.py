@@ -15,12 +15,12 @@ import pytest
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.data.arrays import idx
+from hvd_batchgrow.data.arrays.cifar import VERSIONS
+from hvd_batchgrow.data.arrays.idx import read_idx
 from hvd_batchgrow.data.datasets.dataset import Dataset, DatasetPair
 from hvd_batchgrow.data.datasets.normalization import chunks_of, image_moments, row_moments
 from hvd_batchgrow.data.load_source import load_source
-from hvd_batchgrow.data.sources import idx
-from hvd_batchgrow.data.sources.cifar import VERSIONS
-from hvd_batchgrow.data.sources.idx import read_idx
 from hvd_batchgrow.messages.errors import RunError
 from tests.helpers import NUM_TEST, NUM_TRAIN, idx_bytes, small_source, write_idx_folder
 
@@ -316,7 +316,7 @@ def test_npy_rows_under_custom_names_are_a_source(tmp_path: Path, monkeypatch: p
     assert (everything(source.train)[0] == expected).all()
     assert source.train.kind == "rows"
     assert source.std == pytest.approx(expected.std(axis=0, dtype=np.float64))
-    monkeypatch.setattr("hvd_batchgrow.data.sources.npy.row_moments", None)  # kept from the first time
+    monkeypatch.setattr("hvd_batchgrow.data.arrays.npy.row_moments", None)  # kept from the first time
     again = load("numpy", tmp_path, num_samples=20, train="my_train", test="my_test")
     assert again.std == source.std
 

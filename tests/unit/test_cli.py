@@ -67,10 +67,11 @@ def test_plan_and_train_report_that_nothing_is_measured(
         assert "layout.max_micro_batch: 16 makes a batch of 16 one micro-batch: tr(Σ)" in "".join(capsys.readouterr())
 
 
-def test_plan_needs_no_data_and_no_torch(job: str, tmp_path: Path) -> None:
+def test_plan_needs_no_data_and_no_large_package(job: str, tmp_path: Path) -> None:
     code = (
         "import sys; from hvd_batchgrow.cli import main; "
-        f"assert main(['plan', '{job}', '--data.root', '/nonexistent']) == 0; assert 'torch' not in sys.modules"
+        f"assert main(['plan', '{job}', '--data.root', '/nonexistent']) == 0; "
+        "assert {'torch', 'numpy', 'typeguard', 'asyncio'}.isdisjoint(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, stdout=subprocess.DEVNULL)
 

@@ -84,7 +84,7 @@ def test_every_file_of_a_registry_registers_something(folder: str, registry: str
     assert [path.name for path in files if f"{registry}.register(" not in path.read_text()] == []
 
 
-def test_sources_and_networks_are_known_without_torch_and_decoders() -> None:
+def test_sources_and_networks_are_known_without_numpy_torch_and_decoders() -> None:
     code = (
         "import sys; import hvd_batchgrow.job_file; "
         "from hvd_batchgrow.config import model_specs, source_specs, task_specs as t; "
@@ -92,4 +92,4 @@ def test_sources_and_networks_are_known_without_torch_and_decoders() -> None:
     )
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert {"hvd_batchgrow.data.sources.webdataset", "hvd_batchgrow.nn.networks.vgg"} <= {*loaded}
-    assert {"torch", "PIL", "google.protobuf", "pyarrow", "sklearn", "urllib.request"}.isdisjoint(loaded)
+    assert {"numpy", "torch", "PIL", "google.protobuf", "pyarrow", "sklearn", "urllib.request"}.isdisjoint(loaded)

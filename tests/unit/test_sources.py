@@ -12,11 +12,11 @@ import torch
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.split import num_held_out
+from hvd_batchgrow.data.arrays import fashion_mnist
 from hvd_batchgrow.data.datasets.dataset import DatasetPair, raise_bad
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.pipeline.reader import Reader
 from hvd_batchgrow.data.source_checks import check_data, known_num_samples
-from hvd_batchgrow.data.sources import fashion_mnist
 from hvd_batchgrow.messages.errors import JobError, RunError
 from tests.helpers import NUM_TRAIN, small_job, small_source, write_idx_folder
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.source_specs import FILE_KEYS, SOURCES, ReportProgress, SourceSpec, load_of
-from hvd_batchgrow.data.datasets.dataset import DatasetPair
 
 _load = load_of("hvd_batchgrow.data.images.image_folder")
 
 
-def _load_imagenet(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
+def _load_imagenet(data: DataSection, seed: int, report: ReportProgress) -> Any:
     with_classes = data.model_copy(update={"num_classes": data.num_classes or 1000})
-    return _load(with_classes, seed, report)  # type: ignore[no-any-return]
+    return _load(with_classes, seed, report)
 
 
 SOURCES.register(

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.source_specs import FILE_KEYS, SOURCES, SourceSpec, load_of
-from hvd_batchgrow.data.tokens.token_files import find_file, num_windows, open_tokens
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
 
@@ -14,6 +13,8 @@ def _num_samples(data: DataSection) -> int | None:
     """Return the number of windows of the training file, from its size; None: the file is missing or not valid."""
     if data.context is None:
         return None
+    from hvd_batchgrow.data.tokens.token_files import find_file, num_windows, open_tokens  # they import NumPy
+
     try:
         tokens = open_tokens(find_file(data, "train"), data.token_dtype)
     except (JobError, RunError, OSError, ValueError):  # ValueError: a NUL in the path
