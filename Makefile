@@ -16,10 +16,10 @@ test:  ## install what the tests need and run all checks and tests
 	@tools/setup.sh test
 	@tools/test.sh
 
-test-long:  ## run the long tests that CI does not run: exact runs of the other examples (about 5 minutes)
+test-long:  ## run the long tests that CI does not run (about 5 minutes)
 	@tools/setup.sh test
 	PATH="$$PWD/.venv/bin:$$PATH" OMP_NUM_THREADS=1 OMPI_MCA_mpi_yield_when_idle=1 \
-	    python -m pytest -q -m long -n auto --maxprocesses 4 --dist loadfile tests/launch
+	    python -m pytest -q -m long -n auto --maxprocesses 4 --dist loadfile tests/launch tests/unit
 
 coverage:  ## make test with line coverage: a quarter to a half slower
 	@tools/setup.sh test

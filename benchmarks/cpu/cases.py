@@ -33,13 +33,12 @@ def case_of(name: str, *, is_tiny: bool) -> Case:
     if name == "wrn":
         network, side = ("wrn_10_1", 16) if is_tiny else ("wrn_16_4", 32)
         data = generated | {"shape": [side, side, 3], "crop_padding": 4, "hflip": True}
-        return Case(network, {"name": network, "ghost_batch": MICRO_BATCH}, data, (side, side, 3), ((128, 1), (512, 1)))
+        batches = ((128, 1),) if is_tiny else ((128, 1), (512, 1))
+        return Case(network, {"name": network, "ghost_batch": MICRO_BATCH}, data, (side, side, 3), batches)
     model = {"name": "small_conv_net", "channels": [16, 32, 32, 64, 64], "ghost_batch": MICRO_BATCH}
     own = generated | {"shape": [28, 28, 1]} if is_tiny else {"source": "fashion_mnist"}
     data = own | {"crop_padding": 2, "hflip": True}
-    return Case(
-        "small_conv_net", model, data, (28, 28, 1), ((128, 2 if is_tiny else 25), (512 if is_tiny else 3200, 1))
-    )
+    return Case("small_conv_net", model, data, (28, 28, 1), ((128, 2),) if is_tiny else ((128, 25), (3200, 1)))
 
 
 def job_of_case(case: Case, batch: int, **sections: dict[str, Any]) -> Job:

@@ -17,6 +17,7 @@ def test_a_long_run_has_a_small_report_that_keeps_its_extremes(tmp_path: Path) -
     check_long_run(tmp_path, 3_000)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_million_records_have_a_small_report(tmp_path: Path) -> None:
     check_long_run(tmp_path, 1_000_000)
