@@ -18,13 +18,64 @@ from hvd_batchgrow.nn.recompute import is_recomputing
 Unit = Literal["value", "channel", "sample"]
 
 
-class KeyedDropout(nn.Module):
+class KeyedModule(nn.Module):
+    """A module that draws random numbers for each sample by the sample's key: equal in every layout.
+
+    The numbers depend only on the key (seed, epoch, id), the index of this module among the keyed modules of the
+    network, and the number of its earlier calls in the same forward. Rank, micro-batch and device have no effect.
+
+    Source: the generator is SplitMix64, Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators",
+    figure 17, with a counter as its state.
+    """
+
+    kind = "dropout"
+    """What errors call it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._place = 0
+        self._keys: Tensor | None = None
+        self._keys_of_place: Tensor | None = None
+        """Hashes of `_keys` and `_place`, for the first call in the forward."""
+        self._num_calls = 0
+
+    def random_bits(self, num_samples: int, num_values: int, device: torch.device) -> Tensor | None:
+        """Return random integers in [0, 2²⁴), int64 (samples, values); None outside an update, without keys.
+
+        Raises:
+            ValueError: the number of keys is not the number of samples.
+        """
+        if self._keys is None or self._keys_of_place is None:
+            return None
+        if len(self._keys) != num_samples:
+            raise ValueError(f"{self.kind} got {num_samples} samples, but keys for {len(self._keys)}")
+        call = self._count_call()
+        keys = _mix(self._keys + _signed(STEP * (self._place << 32 | call))) if call else self._keys_of_place
+        counters = torch.arange(1, 1 + num_values, device=device)
+        states = torch.add(keys.to(device)[:, None], counters, alpha=_signed(STEP))
+        return _scramble(states).bitwise_right_shift_(40).bitwise_and_(0xFFFFFF)
+
+    def _count_call(self) -> int:
+        """Return the index of this call in the forward. A call that an activation checkpoint repeats keeps its index.
+
+        Raises:
+            ValueError: a checkpoint repeats one of several calls, and it is unknown which one.
+        """
+        if torch.compiler.is_compiling() or not is_recomputing():  # a compiled backward repeats no Python
+            self._num_calls += 1
+            return self._num_calls - 1
+        if self._num_calls != 1:
+            raise ValueError(
+                f"an activation checkpoint repeats a {self.kind} that the forward uses {self._num_calls} times, and "
+                f"the mask to repeat is unknown: give each place its own {self.kind} module"
+            )
+        return 0
+
+
+class KeyedDropout(KeyedModule):
     """Set parts of a sample to 0 with probability p, and scale the rest by 1/(1-p). In evaluation, the identity.
 
-    Whether a part stays depends only on the sample's key (seed, epoch, id), the index of this dropout in
-    the network, the number of its earlier calls in the same forward, and the part's position in the sample.
-    Rank, micro-batch and device have no effect.
-
+    Whether a part stays depends only on the random numbers of `KeyedModule` and the part's position in the sample.
     Outside an update, where samples have no keys, it draws from torch's generator, like `nn.Dropout`.
 
     Shapes: input and output (n, …); with keys, n of them.
@@ -38,9 +89,7 @@ class KeyedDropout(nn.Module):
     Raises:
         ValueError: p is not in [0, 1).
 
-    Source: Srivastava et al. 2014, JMLR 15, section 10 (inverted); the generator is SplitMix64,
-    Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", figure 17, with a
-    counter as its state.
+    Source: Srivastava et al. 2014, JMLR 15, section 10 (inverted).
     """
 
     def __init__(self, p: float = 0.5, unit: Unit = "value", *, rescale: bool = True) -> None:
@@ -50,11 +99,6 @@ class KeyedDropout(nn.Module):
         self.p = p
         self.unit = unit
         self.rescale = rescale
-        self._place = 0
-        self._keys: Tensor | None = None
-        self._keys_of_place: Tensor | None = None
-        """Hashes of `_keys` and `_place`, for the first call in the forward."""
-        self._num_calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop parts of each sample. Raises ValueError if the number of keys is not the number of samples."""
@@ -66,32 +110,10 @@ class KeyedDropout(nn.Module):
         """Return whether each part of x stays, in a shape that broadcasts to x."""
         kept = {"value": x.dim(), "channel": 2, "sample": 1}[self.unit]
         shape = (*x.shape[:kept], *[1] * (x.dim() - kept))
-        if self._keys is None or self._keys_of_place is None:
+        bits = self.random_bits(len(x), math.prod(shape[1:]), x.device)
+        if bits is None:
             return torch.rand(shape, device=x.device) >= self.p
-        if len(self._keys) != len(x):
-            raise ValueError(f"dropout got {len(x)} samples, but keys for {len(self._keys)}")
-        call = self._count_call()
-        keys = _mix(self._keys + _signed(STEP * (self._place << 32 | call))) if call else self._keys_of_place
-        counters = torch.arange(1, 1 + math.prod(shape[1:]), device=x.device)
-        states = torch.add(keys.to(x.device)[:, None], counters, alpha=_signed(STEP))
-        bits = _scramble(states).bitwise_right_shift_(40).bitwise_and_(0xFFFFFF)  # of the uniform number bits · 2⁻²⁴
-        return (bits >= _fewest_bits(self.p)).view(shape)
-
-    def _count_call(self) -> int:
-        """Return the index of this call in the forward. A call that an activation checkpoint repeats keeps its index.
-
-        Raises:
-            ValueError: a checkpoint repeats one of several calls, and it is unknown which one.
-        """
-        if torch.compiler.is_compiling() or not is_recomputing():  # a compiled backward repeats no Python
-            self._num_calls += 1
-            return self._num_calls - 1
-        if self._num_calls != 1:
-            raise ValueError(
-                f"an activation checkpoint repeats a dropout that the forward uses {self._num_calls} times, and the "
-                "mask to repeat is unknown: give each place its own dropout module"
-            )
-        return 0
+        return (bits >= fewest_bits(self.p)).view(shape)
 
     def extra_repr(self) -> str:
         """Return the arguments that `print(model)` shows."""
@@ -112,11 +134,11 @@ def sample_keys(seed: int, epochs: NDArray[np.int64], ids: NDArray[np.int64]) ->
     return torch.from_numpy(keys.view(np.int64))
 
 
-def set_sample_keys(dropouts: list[KeyedDropout], keys: Tensor | None, device: torch.device | None = None) -> None:
+def set_sample_keys(dropouts: Sequence[KeyedModule], keys: Tensor | None, device: torch.device | None = None) -> None:
     """Set the keys of the samples of the next forward.
 
     Args:
-        dropouts: all keyed dropouts of the network, from `keyed_dropouts`.
+        dropouts: all keyed modules of the network, from `keyed_dropouts`.
         keys: (n,), from `sample_keys`; None: draw from torch's generator.
         device: of the forward; None: where the keys are.
     """
@@ -130,9 +152,9 @@ def set_sample_keys(dropouts: list[KeyedDropout], keys: Tensor | None, device: t
         dropout._keys_of_place, dropout._keys = rows[place], rows[-1]
 
 
-def keyed_dropouts(model: nn.Module) -> list[KeyedDropout]:
-    """Return the keyed dropouts of a model, in the order of its modules."""
-    return [module for module in model.modules() if isinstance(module, KeyedDropout)]
+def keyed_dropouts(model: nn.Module) -> list[KeyedModule]:
+    """Return the keyed dropouts and the ShakeDrops of a model, in the order of its modules."""
+    return [module for module in model.modules() if isinstance(module, KeyedModule)]
 
 
 def convert_dropout(model: nn.Module) -> nn.Module:
@@ -206,7 +228,7 @@ def _shift_into(x: Tensor, shift: int) -> Tensor:
     return x
 
 
-def _fewest_bits(p: float) -> int:
+def fewest_bits(p: float) -> int:
     """Return the least whole number k for which k · 2⁻²⁴ is at least p, rounded to float32."""
     mantissa, exponent = math.frexp(p)
     return math.ceil(math.ldexp(round(mantissa * 2**24), exponent))

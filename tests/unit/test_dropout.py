@@ -54,7 +54,7 @@ def test_what_stays_is_that_of_the_formula(p: float) -> None:
 def test_the_least_number_that_stays_is_the_first_that_is_not_below_p(
     p: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fewest = dropout._fewest_bits(p)
+    fewest = dropout.fewest_bits(p)
     around = np.array([fewest - 1, fewest])
     stays = (np.float32(2**-24) * around.astype(np.float32) >= np.float32(p)).tolist()
     hashes = torch.from_numpy(around.astype(np.uint64) << np.uint64(40)).view(torch.int64)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.data.tensor_tree import Tree, num_rows, tensors_in
-from hvd_batchgrow.nn.dropout import KeyedDropout, keyed_dropouts, set_sample_keys
+from hvd_batchgrow.nn.dropout import KeyedModule, keyed_dropouts, set_sample_keys
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm, ghost_norms
 from hvd_batchgrow.nn.state.saved_state import Saved, SavedState, changed
 from hvd_batchgrow.nn.state.side_effect_free import cloned, dry_run, other_samples
@@ -219,7 +219,7 @@ def _is_cache(model: nn.Module, name: str, before: tuple[int, ...] | None, after
 
 def _changed_attributes(model: nn.Module, before: SavedState, after: SavedState) -> tuple[str, ...]:
     """Return the attributes that differ after two forwards that began with the same tensors."""
-    ours = [path for path, module in model.named_modules() if isinstance(module, GhostBatchNorm | KeyedDropout)]
+    ours = [path for path, module in model.named_modules() if isinstance(module, GhostBatchNorm | KeyedModule)]
     names = changed(before.attributes, after.attributes)
     return tuple(name for name in names if name.rpartition(".")[0] not in ours)
 
