@@ -20,7 +20,7 @@ from hvd_batchgrow.data.source_checks import check_data, check_targets, known_nu
 from hvd_batchgrow.messages.errors import MOST_REPORTED, Fault, JobError
 from hvd_batchgrow.messages.value_faults import choice_fault, value_fault
 from hvd_batchgrow.messages.wording import dotted, shown
-from hvd_batchgrow.nn.checks.model_keys import check_network, check_reads
+from hvd_batchgrow.nn.checks.model_keys import check_classifier, check_network, check_reads
 from hvd_batchgrow.schedule.job_model import job_model
 from hvd_batchgrow.schedule.validation.key_checks import impossible_faults, key_faults
 from hvd_batchgrow.storage.toml_file import read_toml, read_value, tamed, value_text
@@ -60,7 +60,8 @@ def parse_job(tree: Mapping[str, Any], source: str = "job") -> Job:
         faults += _faults_of_the_rest(tree, faults)
         raise JobError(_in_file_order(faults), source) from None
     faults += [*check_data(job.data), *check_targets(job.data, job.task.target)]
-    if faults := [*faults, *check_network(job.model), *check_reads(job), *check_task_keys(job.task)]:
+    faults += [*check_network(job.model), *check_reads(job), *check_classifier(job), *check_task_keys(job.task)]
+    if faults:
         raise JobError(_in_file_order(faults), source)
     return job
 

@@ -182,6 +182,12 @@ class ModelSection(Section):
     many of the most recent samples. None: keep the moving averages."""
     dropout: Fraction = 0.0
     """Dropout probability: in dense7 after each hidden layer, in a wrn between the convolutions of a block."""
+    shakedrop: Fraction = 0.0
+    """Probability that ShakeDrop perturbs a sample in the last residual block of a wrn or a CIFAR ResNet; it rises
+    linearly with the depth. 0: no ShakeDrop."""
+    classifier: Literal["linear", "hadamard"] = "linear"
+    """Last layer of a network of this package. hadamard: its weight is a fixed Hadamard matrix, its input is normalized
+    to length 1, and only one scale and the biases are trained and all-reduced."""
     pretrained: Annotated[str, Field(min_length=1)] | None = None
     """File of initial weights: a state_dict that torch saved, or .safetensors. None: random weights from the seed."""
     allow_new_head: bool = False

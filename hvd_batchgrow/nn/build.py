@@ -20,6 +20,7 @@ from hvd_batchgrow.nn.checks.norm_gradients_trial import try_norm_gradients
 from hvd_batchgrow.nn.freeze import freeze
 from hvd_batchgrow.nn.ghost.convert import fuse_relu
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
+from hvd_batchgrow.nn.hadamard import fix_classifier
 from hvd_batchgrow.nn.load_weights import load_weights
 from hvd_batchgrow.nn.norm_gradients import refuse_compiled
 from hvd_batchgrow.nn.own_network import load_own, try_own
@@ -85,10 +86,16 @@ def _build(job: Job, form: InputForm, num_classes: int) -> nn.Module:
             return load_own(job, _input_form(job, form), num_classes)
     given = {key: value for key in spec.keys if (value := getattr(model, key)) is not None}
     try:
-        return fuse_relu(spec.build(shape[-1], num_classes, **numbers, **given))
+        network = fuse_relu(spec.build(shape[-1], num_classes, **numbers, **given))
     except (RuntimeError, MemoryError) as error:  # larger than the memory, or than torch's sizes
         fault = f"{model.name!r} for {num_classes} classes cannot be built: {str(error).partition(chr(10))[0]}"
         raise JobError([Fault("model", fault)], job.name) from None
+    try:
+        if model.classifier == "hadamard":
+            fix_classifier(network)
+    except ValueError as error:
+        raise JobError([Fault("model.classifier", f"{model.name!r}: {error}")], job.name) from None
+    return network
 
 
 def check_deterministic(job: Job, model: nn.Module, form: InputForm) -> None:

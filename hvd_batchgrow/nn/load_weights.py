@@ -27,8 +27,9 @@ def load_weights(model: nn.Module, file: WeightsFile, num_classes: int, *, allow
         model: changed in place, if everything fits.
         file: from `read_weights`.
         num_classes: number of classes of the data.
-        allow_new_head: a classifier whose number of classes in the file differs, or that the file does not have, keeps
-            its values. Otherwise this is a fault.
+        allow_new_head: a classifier whose number of classes in the file differs, that the file does not have, or that
+            is linear in the file and Hadamard in the network or the reverse, keeps its values. Otherwise this is a
+            fault.
 
     Returns:
         Notes for the user.
@@ -44,7 +45,8 @@ def load_weights(model: nn.Module, file: WeightsFile, num_classes: int, *, allow
     faults = _add_tied(model, values)
     heads = [names for names in _classifiers(model, num_classes) if _is_other_head(names, own, values)]
     skipped = {name for names in heads for name in names if allow_new_head}
-    loaded = {name: value for name, value in values.items() if name not in skipped}
+    unused = {name for names in heads for name in _of_other_kind(names, values) if allow_new_head}
+    loaded = {name: value for name, value in values.items() if name not in skipped | unused}
     faults += _differences(loaded, {name: value for name, value in own.items() if name not in skipped})
     if faults and heads and not allow_new_head:
         faults.append(f"{_about(heads, values, num_classes)}; model.allow_new_head = true keeps its initial weights")
@@ -114,10 +116,21 @@ def _classifiers(model: nn.Module, num_classes: int) -> Iterator[list[str]]:
 def _is_other_head(names: list[str], own: Mapping[str, Tensor], values: Mapping[str, Any]) -> bool:
     """Return whether a file has a classifier with another number of rows, or does not have this classifier."""
     found = [(own[name], values[name]) for name in names if name in values]
-    if not found:
+    if not found or _of_other_kind(names, values):
         return True
     is_row = [theirs.ndim == ours.ndim and theirs.shape[1:] == ours.shape[1:] for ours, theirs in found]
     return len(found) == len(names) and all(is_row) and any(theirs.shape != ours.shape for ours, theirs in found)
+
+
+def _of_other_kind(names: list[str], values: Mapping[str, Any]) -> set[str]:
+    """Return the tensor in a file that only another kind of this classifier has; empty if it is of the same kind.
+
+    A linear classifier has a weight and no scale; a Hadamard classifier has a scale, and its weight is in no file.
+    """
+    path = names[0].rpartition(".")[0]
+    weight, scale = (f"{path}.{name}".removeprefix(".") for name in ("weight", "scale"))
+    pairs = {weight: scale, scale: weight}
+    return {theirs for theirs, own in pairs.items() if own in names and own not in values and theirs in values}
 
 
 def _differences(values: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
@@ -165,6 +178,9 @@ def _near(name: str, of: Mapping[str, Any], others: list[str], theirs: Mapping[s
 
 def _about(heads: list[list[str]], values: Mapping[str, Any], num_classes: int) -> str:
     names = [name for of in heads for name in of]
+    if others := [name for of in heads for name in _of_other_kind(of, values)]:
+        kinds = ("linear", "hadamard") if others[0].endswith("weight") else ("hadamard", "linear")
+        return f"the classifier ({', '.join(names)}) is {kinds[0]} in the file, {kinds[1]} in the job"
     size = next((len(values[name]) for name in names if name in values), None)
     where = f"has {size} classes in the file, {num_classes} in the data" if size else "is not in the file"
     return f"the classifier ({', '.join(names)}) {where}"

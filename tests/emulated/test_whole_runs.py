@@ -52,6 +52,11 @@ def dropout_job() -> Job:
     )
 
 
+def residual_job() -> Job:
+    """A ResNet with ShakeDrop and a Hadamard classifier."""
+    return short_job(model={"name": "resnet8", "channels": None, "shakedrop": 0.5, "classifier": "hadamard"})
+
+
 def rows_job() -> Job:
     """A dense network on rows, with AdamW."""
     return parse_job(
@@ -102,6 +107,7 @@ JOBS: dict[str, tuple[Callable[[], Job], int]] = {
     ),
     "precise running statistics": (lambda: short_job(model={"precise_bn_samples": 64}), 1),
     "dropout, channels_last": (dropout_job, 1),
+    "ShakeDrop and a Hadamard classifier": (residual_job, 1),
     "rows": (rows_job, 1),
     "plateau": (plateau_job, 1),
     "bfloat16": (lambda: short_job(update={"precision": "bfloat16"}), 1),

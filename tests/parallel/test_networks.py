@@ -52,6 +52,61 @@ def test_dropout_is_the_same_on_any_ranks(ranks: Ranks, tmp_path: Path) -> None:
     assert tree_digest(without.parts.model.state_dict()) != alone
 
 
+RESIDUAL = {"name": "wrn_10_1", "ghost_batch": 8, "shakedrop": 0.6, "classifier": "hadamard"}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "precise statistics and LARS": {"model": {"precise_bn_samples": 60}, "optim": {"name": "lars", "lr": 0.5}},
+    "noise of micro-batches": {"gradient_noise": {"measure": True}},
+    "noise of norm layers": {"gradient_noise": {"measure": True, "estimator": "norm_layers"}},
+    "ResNet with Adam": {"model": {"name": "resnet8"}, "optim": {"name": "adamw", "lr": 0.01}},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+def test_shakedrop_and_a_hadamard_classifier_are_the_same_on_any_ranks(
+    ranks: Ranks, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    sections = {**settings, "model": RESIDUAL | settings.get("model", {}), "layout": {"exact": True}}
+    together, alone = together_and_alone(ranks, tmp_path, **sections)
+    assert together == alone
+    others = [RESIDUAL | {"shakedrop": 0.0}, RESIDUAL | {"shakedrop": 0.5}, RESIDUAL | {"classifier": "linear"}]
+    for k, other in enumerate(others if not settings else ()):
+        run = trained(SingleRank(), tmp_path / f"{ranks.rank}.{k}", model=other, layout={"exact": True})
+        assert tree_digest(run.parts.model.state_dict()) != alone
+
+
+def test_measuring_noise_does_not_change_a_network_with_shakedrop(ranks: Ranks, tmp_path: Path) -> None:
+    digests = {
+        tree_digest(trained(ranks, tmp_path / f"{k}", model=RESIDUAL, **settings).parts.model.state_dict())
+        for k, settings in enumerate((SETTINGS["plain"], SETTINGS["noise of norm layers"]))
+    }
+    assert len(digests) == 1
+
+
+def test_micro_batches_do_not_decide_what_shakedrop_draws(ranks: Ranks, tmp_path: Path) -> None:
+    runs = [(ranks, 16), *((SingleRank(), size) for size in (8, 16, 32))]
+    weights = [
+        torch.cat([p.detach().double().flatten() for p in run.parts.model.parameters()])
+        for run in (
+            trained(on, tmp_path / f"{k}.{on.rank}.{ranks.rank}", 1, model=RESIDUAL, layout={"max_micro_batch": size})
+            for k, (on, size) in enumerate(runs)
+        )
+    ]
+    for other in weights[1:]:
+        assert float((other - weights[0]).norm() / weights[0].norm()) < rounding_limit(1)
+
+
+def test_a_run_with_shakedrop_and_a_hadamard_classifier_is_resumed_on_any_ranks(ranks: Ranks, tmp_path: Path) -> None:
+    sections: dict[str, Any] = {"model": RESIDUAL, "layout": {"exact": True}}
+    whole = trained(SingleRank(), tmp_path / f"whole{ranks.rank}", **sections)
+    half = trained(ranks, tmp_path / "half", 3, **sections).state.capture().to_bytes()
+    assert b"classifier.scale" in half
+    assert b"classifier.weight" not in half
+    for name, on in (("all", ranks), (f"alone{ranks.rank}", SingleRank())):
+        resumed = trained(on, tmp_path / name, checkpoint=Checkpoint.from_bytes(half), **sections)
+        assert tree_digest(resumed.parts.model.state_dict()) == tree_digest(whole.parts.model.state_dict())
+
+
 @pytest.mark.parametrize("exact", [False, True])
 def test_reestimated_statistics_are_means_over_the_samples_seen_last(ranks: Ranks, tmp_path: Path, exact: bool) -> None:
     model = {"name": "small_conv_net", "channels": [4, 8], "ghost_batch": 8, "precise_bn_samples": 60}

@@ -96,6 +96,9 @@ CLEAN: dict[str, dict[str, Any]] = {
     "bfloat16": {"update": {"precision": "bfloat16"}},
     "float16": {"update": {"precision": "float16"}},
     "dropout": {"model": {"name": "wrn_10_1", "channels": None, "dropout": 0.2}},
+    "ShakeDrop and a Hadamard classifier": {
+        "model": {"name": "wrn_10_1", "channels": None, "shakedrop": 0.5, "classifier": "hadamard"}
+    },
     "buffers that follow the samples": {
         "model": {"name": "tests.parallel.test_networks:Follows", "channels": None, "ghost_batch": 8}
     },

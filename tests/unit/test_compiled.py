@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,13 +57,14 @@ def test_ghost_norms_and_dropout_work_as_before(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # warnings of the compiler
 @pytest.mark.parametrize(
-    ("name", "shape", "dropout"),
-    [("wrn_16_4", (32, 32, 3), 0.3), ("torchvision.models:resnet50", (64, 64, 3), 0.0)],
+    ("name", "shape", "keys"),
+    [
+        ("wrn_16_4", (32, 32, 3), {"dropout": 0.3, "shakedrop": 0.5, "classifier": "hadamard"}),
+        ("torchvision.models:resnet50", (64, 64, 3), {}),
+    ],
 )
-def test_a_network_becomes_one_graph(name: str, shape: tuple[int, int, int], dropout: float) -> None:
-    model = build_model(
-        small_job(model={"name": name, "channels": None, "ghost_batch": 4, "dropout": dropout}), shape, 10
-    )
+def test_a_network_becomes_one_graph(name: str, shape: tuple[int, int, int], keys: dict[str, Any]) -> None:
+    model = build_model(small_job(model={"name": name, "channels": None, "ghost_batch": 4, **keys}), shape, 10)
     found = torch._dynamo.explain(model.train())(torch.randn(8, 3, *shape[:2]))
     assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
 

@@ -243,6 +243,22 @@ def test_a_probe_of_another_model_is_refused_key_by_key() -> None:
         predict(compile_plan(other, 1, NUM_TRAIN), make_probe(other, measure(1)))
 
 
+def test_a_probe_from_before_shakedrop_fits_jobs_without_it() -> None:
+    plain = small_job(model={"name": "resnet8", "channels": None})
+    other = small_job(model={"name": "resnet8", "channels": None, "shakedrop": 0.5, "classifier": "hadamard"})
+    probe = make_probe(plain, measure(1))
+    new_keys = {"model.shakedrop", "model.classifier"}
+    subject = {key: value for key, value in probe.subject.items() if key not in new_keys}
+    old = probe.model_copy(update={"subject": subject})
+    predict(compile_plan(plain, 1, NUM_TRAIN), old)
+    with pytest.raises(JobError) as caught:
+        predict(compile_plan(other, 1, NUM_TRAIN), old)
+    assert [str(fault).partition(";")[0] for fault in caught.value.faults] == [
+        "model.shakedrop: is 0.5, but the probe was measured with 0.0",
+        "model.classifier: is 'hadamard', but the probe was measured with 'linear'",
+    ]
+
+
 def test_a_probe_from_before_augmentation_fits_jobs_without_it() -> None:
     plain, augmented = small_job(), small_job(data={"auto_augment": "randaugment", "mixup_alpha": 0.2})
     new_keys = {f"data.{key}" for key in ("auto_augment", "randaugment_num_ops", "color_jitter", "random_erasing")}

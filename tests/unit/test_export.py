@@ -75,6 +75,39 @@ def test_a_program_computes_the_logits_of_the_run(to: str, photos: list[Path]) -
     torch.testing.assert_close(computed(PROGRAMS[to]), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.fixture
+def residual(photos: list[Path]) -> list[Path]:
+    """A run of a ResNet with ShakeDrop and a Hadamard classifier, which replaces that of `photos`."""
+    text = Path("small.toml").read_text().replace("small_conv_net", "resnet8")
+    keys = 'shakedrop = 0.6\nclassifier = "hadamard"\n'
+    Path("small.toml").write_text(text.replace("channels = [\n    4,\n    8,\n]\n", keys))
+    assert main(["train", "small.toml", "--overwrite"]) == 0
+    return photos
+
+
+@pytest.mark.parametrize("to", PROGRAMS)
+def test_a_program_contains_the_fixed_matrix_and_the_factors_of_shakedrop(to: str, residual: list[Path]) -> None:
+    expected = load_network(RUN, device="cpu").outputs(SAMPLES)
+    assert main(["export", str(RUN), "--to", to, "--output", "net"]) == 0
+    torch.testing.assert_close(computed(PROGRAMS[to]), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_predict_and_evaluate_rebuild_the_fixed_matrix(
+    residual: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = json.loads((RUN / "metrics.jsonl").read_text().splitlines()[-1])
+    capsys.readouterr()
+    assert main(["evaluate", str(RUN), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [found["loss"], found["top1"]] == [line["loss"], line["top1"]]
+    assert main(["predict", str(RUN), *map(str, residual[:2])]) == 0
+    assert main(["export", str(RUN), "--to", "state_dict", "--output", "net"]) == 0
+    assert [name for name in torch.load("net") if name.startswith("classifier")] == [
+        "classifier.bias",
+        "classifier.scale",
+    ]
+
+
 @pytest.mark.parametrize("to", ["state_dict", "safetensors"])
 def test_the_weights_fit_the_network_of_the_user(to: str, net: str) -> None:
     if to == "safetensors":

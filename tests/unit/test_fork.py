@@ -135,6 +135,10 @@ def test_a_fork_keeps_the_branches_that_count_towards_a_changed_budget() -> None
     [
         (["--seed", "8"], "cannot be forked with a change of\n  seed: was 7, is 8\n  start a new run instead: --name"),
         (["--model.channels", "[4, 4]"], "cannot be forked with a change of\n  model.channels: was [4, 8], is [4, 4]"),
+        (
+            ["--model.classifier", "hadamard"],
+            "cannot be forked with a change of\n  model.classifier: was 'linear', is 'hadamard'",
+        ),
         (["--optim.name", "lars"], "cannot be forked with a change of\n  optim.name: was 'sgd', is 'lars'"),
         (
             ["--schedule.epochs", "0.8", "--schedule.boundaries-epochs", "[0.5]"],

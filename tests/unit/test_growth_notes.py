@@ -195,6 +195,12 @@ def job_with(section: str, **values: Any) -> Job:
             {"bn_momentum": 0.99},
             "model.bn_momentum = 0.99 is the weight of the newest ghost batch in the",
         ),
+        (
+            "model",
+            {"name": "resnet8", "channels": None, "shakedrop": 0.9},
+            "model.shakedrop = 0.9 is the probability that a sample is perturbed in the last block; for the paper's "
+            "p_L = 0.9: 0.1",
+        ),
         ("schedule", {"warmup_epochs": 2.0}, "schedule.warmup_epochs = 2 is more than half of epochs = 2.2"),
         ("schedule", {"epochs": 20_000.0}, "schedule.epochs = 20000 counts passes over the training set, not updates"),
         ("evaluation", {"every_epochs": 0.05}, "evaluation.every_epochs = 0.05 is less than an update"),  # 15 of 16
@@ -216,6 +222,7 @@ def test_what_is_rarely_meant_is_a_note_and_no_more(section: str, values: dict[s
         ("optim", {"name": "adamw", "lr": 1e-3, "weight_decay": 1.0}),  # grokking
         ("task", {"label_smoothing": 0.3}),
         ("model", {"bn_momentum": 0.5}),
+        ("model", {"name": "resnet8", "channels": None, "shakedrop": 0.8}),
         ("evaluation", {"every_epochs": 1e9}),
     ],
 )

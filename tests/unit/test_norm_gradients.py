@@ -255,8 +255,8 @@ def test_a_network_is_tried_at_the_start() -> None:
     check(small_job(gradient_noise=LAYERS))
     check(small_job(gradient_noise=LAYERS, data={"mixup_alpha": 0.2}))
     check(small_job(gradient_noise=LAYERS, layout={"compile": True}))
-    # All passes of the trial must draw the same.
-    check(small_job(model={"name": "wrn_10_1", "channels": None, "dropout": 0.3}, gradient_noise=LAYERS))
+    for keys in ({"dropout": 0.3}, {"shakedrop": 0.5}):  # draws that all passes of the trial must repeat
+        check(small_job(model={"name": "wrn_10_1", "channels": None, **keys}, gradient_noise=LAYERS))
     nothing = {"name": "alexnet", "channels": None}
     check(small_job(model=nothing), (64, 64, 3))  # measures nothing
     with pytest.raises(JobError, match=r"gradient_noise\.estimator: 'norm_layers' is not .* alexnet: .* no norm layer"):

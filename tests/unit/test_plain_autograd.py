@@ -76,6 +76,9 @@ KINDS: dict[str, Mapping[str, Any]] = {
     "AdamW": {"optim": {"name": "adamw", "lr": 1e-3}},
     "LARS": {"optim": {"name": "lars", "lr": 0.5}},
     "dropout": {"model": {"name": "wrn_10_1", "dropout": 0.3}},
+    "ShakeDrop and a Hadamard classifier": {
+        "model": {"name": "wrn_10_1", "shakedrop": 0.5, "classifier": "hadamard"},
+    },
     "bfloat16": {"update": {"precision": "bfloat16"}},
     "several ghost batches a micro-batch": {"layout": {"max_micro_batch": 16}},
     "exact": {"layout": {"exact": True}},

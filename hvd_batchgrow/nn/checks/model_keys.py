@@ -7,7 +7,11 @@ from collections.abc import Sequence
 from hvd_batchgrow.config import Job, ModelSection
 from hvd_batchgrow.config.model_specs import NORM_KEYS, ModelSpec, all_models, read_name
 from hvd_batchgrow.config.source_specs import SOURCES
+from hvd_batchgrow.config.task_specs import TASKS
 from hvd_batchgrow.messages.errors import Fault
+
+_CLASSES = frozenset({"class", "labels"})
+"""`TaskSpec.answer` of the tasks that a Hadamard classifier is for."""
 
 
 def check_network(model: ModelSection) -> list[Fault]:
@@ -51,6 +55,7 @@ def _used(spec: ModelSpec) -> set[str]:
         "allow_new_head",
         "freeze",
         *spec.keys,
+        *({"classifier"} if spec.build is not None else ()),
         *({"precise_bn_samples"} if spec.keys >= NORM_KEYS else ()),
     }
 
@@ -62,6 +67,16 @@ def check_reads(job: Job) -> list[Fault]:
         return []
     fault = f"{job.model.name!r} accepts images or rows, but {job.data.source!r} has windows of tokens"
     return [Fault("model.name", f"{fault}; use your own network, module:name")]
+
+
+def check_classifier(job: Job) -> list[Fault]:
+    """Return a fault if a Hadamard classifier, whose input has length 1, would have to predict numbers."""
+    task = TASKS.get(job.task.name)
+    if job.model.classifier == "linear" or task is None or task.answer != "values":
+        return []
+    tasks = ", ".join(repr(name) for name in TASKS.names() if (spec := TASKS.get(name)) and spec.answer in _CLASSES)
+    fault = f"{job.model.classifier!r} is for classes or labels, and task.name = {task.name!r} has numbers"
+    return [Fault("model.classifier", f"{fault}; use 'linear', or one of the tasks {tasks}")]
 
 
 def check_shape(model: ModelSection, shape: Sequence[int]) -> list[Fault]:

@@ -20,6 +20,7 @@ def build(
     ghost_batch: int,
     bn_momentum: float,
     dropout: float,
+    shakedrop: float = 0.0,
 ) -> nn.Module:
     """Return WRN-D-K: pre-activation residual blocks of two 3×3 convolutions, K times as wide as in a ResNet.
 
@@ -29,7 +30,8 @@ def build(
 
         y = s + conv(relu(norm(conv(a)))),   s = x, or a 1×1 convolution of a if the width changes.
 
-    If `dropout` is above 0, keyed dropout precedes the second convolution of each block. Parameters for 10
+    If `dropout` is above 0, keyed dropout precedes the second convolution of each block. If `shakedrop` is above
+    0, `ShakeDrop` follows it, before the addition. Parameters for 10
     classes and colour images: WRN-16-4 2 748 890, WRN-28-10 36 479 194.
     Initial weights: `he_normal`, as in the authors' code.
 
@@ -43,6 +45,7 @@ def build(
         ghost_batch: γ of every ghost norm, in samples.
         bn_momentum: weight of one ghost batch in the running statistics.
         dropout: fraction of the values that keyed dropout sets to 0 between the convolutions of a block.
+        shakedrop: probability that `ShakeDrop` perturbs a sample in the last block.
 
     Source: Zagoruyko & Komodakis 2016 (arXiv 1605.07146).
     """
@@ -52,17 +55,21 @@ def build(
     from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm2d
     from hvd_batchgrow.nn.init import he_normal
     from hvd_batchgrow.nn.layers import MeanClassifier, PreActivationBlock
+    from hvd_batchgrow.nn.shakedrop import ShakeDrop, drop_probability
 
     norm = partial(GhostBatchNorm2d, ghost_batch=ghost_batch, momentum=bn_momentum)
     conv = partial(nn.Conv2d, bias=False)
 
-    def block(width: int, out: int, stride: int) -> nn.Module:
+    num_blocks = (depth - 4) // 2
+
+    def block(number: int, width: int, out: int, stride: int) -> nn.Module:
         residual = nn.Sequential(
             conv(width, out, 3, stride=stride, padding=1),
             norm(out),
             nn.ReLU(inplace=True),
             *([KeyedDropout(dropout)] if dropout else []),
             conv(out, out, 3, padding=1),
+            *([ShakeDrop(drop_probability(shakedrop, number, num_blocks))] if shakedrop else []),
         )
         shortcut = None if width == out else conv(width, out, 1, stride=stride)
         return PreActivationBlock(nn.Sequential(norm(width), nn.ReLU(inplace=True)), residual, shortcut)
@@ -70,8 +77,8 @@ def build(
     width = 16
     layers: list[nn.Module] = [conv(in_channels, width, 3, padding=1)]
     for out, stride in ((16 * widening, 1), (32 * widening, 2), (64 * widening, 2)):
-        for k in range((depth - 4) // 6):
-            layers.append(block(width, out, stride if k == 0 else 1))
+        for k in range(num_blocks // 3):
+            layers.append(block(len(layers), width, out, stride if k == 0 else 1))
             width = out
     network = MeanClassifier([*layers, norm(width), nn.ReLU(inplace=True)], width, num_classes)
     he_normal(network)
@@ -82,7 +89,7 @@ MODELS.register(
     ModelSpec(
         name="wrn_D_K",
         doc="wide ResNet of depth D = 6n+4 and widening factor K, with optional dropout (Zagoruyko & Komodakis 2016)",
-        keys=NORM_KEYS | {"dropout"},
+        keys=NORM_KEYS | {"dropout", "shakedrop"},
         accepts="images",
         build=build,
         pattern=r"wrn_(?P<depth>[1-9]\d*)_(?P<widening>[1-9]\d*)",

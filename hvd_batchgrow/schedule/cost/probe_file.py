@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from hvd_batchgrow.config import DataSection, Job
+from hvd_batchgrow.config import DataSection, Job, ModelSection
 from hvd_batchgrow.config.types import PositiveFloat, Section
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError, first_fault, unwritable
 from hvd_batchgrow.storage.atomic import write_atomically
@@ -40,6 +40,8 @@ _SUBJECT = (
     "model.channels",
     "model.ghost_batch",
     "model.dropout",
+    "model.shakedrop",
+    "model.classifier",
     "optim.name",
     "update.precision",
     "update.allreduce_dtype",
@@ -184,8 +186,13 @@ def merge_probes(old: Probe | None, new: Probe) -> Probe:
 
 
 def _completed(subject: dict[str, Any]) -> dict[str, Any]:
-    """Add the defaults of the keys of `[data]` that did not exist yet when a probe was measured."""
-    defaults = {f"data.{key}": field.default for key, field in DataSection.model_fields.items()}
+    """Add the defaults of the keys that did not exist yet when a probe was measured."""
+    defaults = {
+        f"{section}.{key}": field.default
+        for section, model in (("data", DataSection), ("model", ModelSection))
+        for key, field in model.model_fields.items()
+        if not field.is_required()
+    }
     return {key: defaults[key] for key in _SUBJECT if key in defaults} | subject
 
 

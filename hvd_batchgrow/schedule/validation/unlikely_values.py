@@ -73,6 +73,11 @@ def _of_network(job: Job) -> Iterator[str]:
         )
     if model.dropout > 0.8:
         yield f"model.dropout = {model.dropout:g} is the share that is dropped; to keep it: {1 - model.dropout:.4g}"
+    if model.shakedrop > 0.8:
+        yield (
+            f"model.shakedrop = {model.shakedrop:g} is the probability that a sample is perturbed in the last block; "
+            f"for the paper's p_L = {model.shakedrop:g}: {1 - model.shakedrop:.4g}"
+        )
 
 
 def _of_lengths(job: Job, num_samples: int, batch: int) -> Iterator[str]:
