@@ -2,4 +2,11 @@
 
 python -m benchmarks.paper train [STUDY …]      train what docs/results/ does not have yet; can be interrupted
 python -m benchmarks.paper write                write the tables into the documentation
+
+Data sets that are made on your machine, below build/data/, from packages of Debian:
+
+python -m benchmarks.paper.make_fonts           images of 62 characters; the families for testing are unseen
+python -m benchmarks.paper.make_tables          Letter Recognition and Shuttle, with the published splits
+
+benchmarks/paper/jobs/ has a job for each. Both need apt-get and a network, and tables also need pip.
 """

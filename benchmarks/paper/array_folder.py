@@ -1,0 +1,98 @@
+"""Folders of .npy files for the source `numpy`, with a file that says what they hold and how they were made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hvd_batchgrow.messages.errors import RunError, unwritable
+from hvd_batchgrow.storage.atomic import new_folder
+from hvd_batchgrow.storage.strict_json import dump_json
+
+ABOUT = "about.json"
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def is_complete(folder: Path, made_of: Mapping[str, Any]) -> bool:
+    """Return whether a folder has all of its files unchanged; False if it is absent or empty.
+
+    Args:
+        folder: what `write_arrays` has written.
+        made_of: the options that it was made with.
+
+    Raises:
+        RunError: it holds something else, was made with other options, or a file is damaged.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    advice = f"remove {folder}, or choose another folder with --out"
+    try:
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        found, files = about["made_of"], about["arrays"]
+        wrong = [name for name in files if sha256_of(folder / name) != files[name]["sha256"]]
+    except (OSError, ValueError, LookupError, TypeError):
+        raise RunError(f"{folder} is not empty, and is not a complete set; {advice}") from None
+    if wrong:
+        raise RunError(f"{folder / wrong[0]} has changed since it was written; {advice}")
+    plain = json.loads(dump_json(made_of))
+    if other := sorted(key for key in plain.keys() | found.keys() if plain.get(key) != found.get(key)):
+        raise RunError(f"{folder} was made with other values of {', '.join(other)}; {advice}")
+    return True
+
+
+def write_arrays(
+    folder: Path,
+    made_of: Mapping[str, Any],
+    about: Mapping[str, Any],
+    arrays: Arrays,
+    write_more: Callable[[Path], None] = lambda _: None,
+) -> None:
+    """Write a folder whole: an .npy file for each array, and about.json.
+
+    Args:
+        folder: absent or empty; its parents are created.
+        made_of: the options that it is made with.
+        about: what else about.json says.
+        arrays: by name, such as `train_images`.
+        write_more: called with the unfinished folder, to write further files.
+
+    Raises:
+        RunError: it cannot be written; nothing is left of it.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with new_folder(folder) as work:
+            files = {}
+            for name, array in arrays.items():
+                path = work / f"{name}.npy"
+                np.save(path, array)
+                files[path.name] = {"shape": array.shape, "dtype": str(array.dtype), "sha256": sha256_of(path)}
+            write_more(work)
+            text = dump_json({"made_of": made_of, "arrays": files, **about}, indent=1)
+            (work / ABOUT).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise unwritable(folder, error) from None
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, as `sha256sum` prints it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe(folder: Path) -> str:
+    """Return a line for each array of a folder: name, shape, bytes and SHA-256."""
+    files = json.loads((folder / ABOUT).read_text(encoding="utf-8"))["arrays"]
+    lines = [str(folder)]
+    for name, file in files.items():
+        size = (folder / name).stat().st_size
+        shape = " x ".join(f"{count:,}" for count in file["shape"])
+        lines.append(f"  {name:18} {file['dtype']:6} {shape:22} {size:13,} bytes, SHA-256 {file['sha256'][:16]}…")
+    return "\n".join(lines)
