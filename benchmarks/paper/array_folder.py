@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_batchgrow.messages.errors import RunError, unwritable
-from hvd_batchgrow.storage.atomic import new_folder
+from hvd_batchgrow.storage.atomic import UnbufferedFile, new_folder
 from hvd_batchgrow.storage.strict_json import dump_json
 
 ABOUT = "about.json"
@@ -72,7 +72,8 @@ def write_arrays(
             files = {}
             for name, array in arrays.items():
                 path = work / f"{name}.npy"
-                np.save(path, array)
+                with path.open("wb", buffering=0) as file:
+                    np.save(UnbufferedFile(file), array)  # NumPy's own writing does not report that a disk is full
                 files[path.name] = {"shape": array.shape, "dtype": str(array.dtype), "sha256": sha256_of(path)}
             write_more(work)
             text = dump_json({"made_of": made_of, "arrays": files, **about}, indent=1)

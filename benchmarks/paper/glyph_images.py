@@ -31,16 +31,40 @@ class Placement:
 def placement_of(name: str, character: str, copy: int) -> Placement:
     """Return the placement of a copy, which depends on nothing but the arguments.
 
-    The rotation is uniform within ±8 degrees, the scale within 0.8 … 1, and each shift within ±6 % of the side.
+    The rotation is uniform within ±15 degrees, the scale within 0.8 … 1, and each shift within ±8 % of the side.
 
     Args:
         name: name of the face.
         character: one character.
         copy: number of the copy.
     """
-    digest = hashlib.sha256(f"{name}\n{character}\n{copy}".encode()).digest()
-    a, b, c, d = (int.from_bytes(digest[k : k + 8], "big") / 2**64 for k in range(0, 32, 8))
-    return Placement(8 * (2 * a - 1), 0.8 + 0.2 * b, (0.06 * (2 * c - 1), 0.06 * (2 * d - 1)))
+    a, b, c, d = _generator("placement", name, character, copy).random(4).tolist()
+    return Placement(15 * (2 * a - 1), 0.8 + 0.2 * b, (0.08 * (2 * c - 1), 0.08 * (2 * d - 1)))
+
+
+def degraded(image: NDArray[np.uint8], name: str, character: str, copy: int) -> NDArray[np.uint8]:
+    """Return an image with less contrast and with noise, which depend on nothing but the arguments.
+
+    A pixel p becomes g + c p + n, clipped to 0 … 255: the contrast c is uniform within 0.35 … 1, the background g
+    within 0 … 255 (1 - c), and the noise n is triangular within ±s, where s is uniform within 0 … 100 for each image.
+
+    Args:
+        image: (side, side).
+        name: name of the face.
+        character: one character.
+        copy: number of the copy.
+    """
+    generator = _generator("degraded", name, character, copy)
+    a, b, c = generator.random(3).tolist()
+    contrast = 0.35 + 0.65 * a
+    first, second = generator.random((2, *image.shape))
+    pixels = 255 * (1 - contrast) * b + contrast * image + 100 * c * (first - second)
+    return np.asarray(np.clip(np.rint(pixels), 0, 255), np.uint8)
+
+
+def _generator(*key: str | int) -> np.random.Generator:
+    digest = hashlib.sha256("\n".join(map(str, key)).encode()).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "big")))
 
 
 def open_font(path: Path, index: int, size: float) -> ImageFont.FreeTypeFont:

@@ -28,7 +28,7 @@ from benchmarks.paper.font_faces import (
     groups_of,
     split_groups,
 )
-from benchmarks.paper.glyph_images import GlyphPainter, Placement, placement_of
+from benchmarks.paper.glyph_images import GlyphPainter, Placement, degraded, placement_of
 from benchmarks.paper.make_fonts import Options
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.arrays import npy
@@ -122,11 +122,30 @@ def test_a_placement_depends_on_face_character_and_copy_only() -> None:
     assert len(set(placements)) == 400
     rotations, scales = (np.array([getattr(p, key) for p in placements]) for key in ("rotation_degrees", "scale"))
     shifts = np.array([p.shift for p in placements])
-    for values, low, high in ((rotations, -8, 8), (scales, 0.8, 1), (shifts, -0.06, 0.06)):
+    for values, low, high in ((rotations, -15, 15), (scales, 0.8, 1), (shifts, -0.08, 0.08)):
         margin = 0.05 * (high - low)
         assert low <= values.min() < low + margin
         assert high - margin < values.max() <= high
     assert abs(np.corrcoef(rotations, scales)[0, 1]) < 0.2
+
+
+def test_contrast_and_noise_depend_on_face_character_and_copy_only() -> None:
+    image = np.zeros((64, 64), np.uint8)
+    image[:, 32:] = 255
+    found = np.array([degraded(image, "a", "x", copy) for copy in range(100)])
+    assert (found[3] == degraded(image, "a", "x", 3)).all()
+    assert len({one.tobytes() for one in found}) == 100
+    middle = found[(found.min(axis=(1, 2)) > 0) & (found.max(axis=(1, 2)) < 255)].astype(float)  # nothing is clipped
+    assert len(middle) > 10
+    contrasts = (middle[:, :, 32:].mean(axis=(1, 2)) - middle[:, :, :32].mean(axis=(1, 2))) / 255
+    assert 0.33 < contrasts.min() < contrasts.max() < 1
+    widths = np.ptp(middle[:, :, :32], axis=(1, 2))
+    assert widths.max() <= 201
+    # Of a triangular distribution on ±s, the standard deviation is s/√6; 2,048 pixels come close to its ends.
+    deviations = middle[:, :, :32].std(axis=(1, 2))
+    assert (deviations[widths > 40] / widths[widths > 40]).tolist() == pytest.approx(
+        [0.5 / 6**0.5] * (widths > 40).sum(), rel=0.1
+    )
 
 
 def center(image: np.ndarray[Any, np.dtype[np.uint8]]) -> tuple[float, float]:
@@ -203,6 +222,7 @@ def test_a_set_is_written_and_can_be_read_by_the_source_numpy(
     face = next(face for face in find_faces(packages.folder) if face.family == "DejaVu Serif")
     k = options.characters.index("g")
     image = GlyphPainter(face.path, 0, options.characters, 16).draw("g", placement_of(face.name, "g", 1))
+    image = degraded(image, face.name, "g", 1)
     place = (2 * 2 + 1) * characters + k
     assert (np.load(out / "train_images.npy")[place] == image).all()
     assert about["classes"][labels[place]] == ("g" if classes == 62 else "G")
