@@ -31,6 +31,7 @@ from hvd_batchgrow.data.datasets.dataset import raise_bad
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.pipeline.reader import Reader
+from hvd_batchgrow.train.malloc_tuning import keep_freed_memory
 
 Batches = Iterator[torch.Tensor]
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -288,6 +289,7 @@ def measure(
     """
     paths = make_tree(tree, num_images)
     torch.set_num_threads(1)
+    keep_freed_memory()  # as `hvd-batchgrow train` does
     loaders = [
         Loader(f"torch DataLoader, PIL, {NUM_WORKERS} workers", torch_loader(paths)),
         Loader(f"DALI's reader, {NUM_WORKERS} threads", dali_own(tree)),

@@ -163,9 +163,7 @@ class Reader:
         """A pipeline for training and one for testing, which last as long as the reader."""
         from hvd_batchgrow.data.pipeline.dali_pipeline import DaliPipeline
 
-        # On the CPU the calling thread is busy: it resizes and normalizes the images that DALI decoded.
-        num_threads = max(1, self.num_threads - (0 if self.device.type == "cuda" else 1))
-        training, testing = (DaliPipeline(self._normalize, self.max_samples, num_threads) for _ in range(2))
+        training, testing = (DaliPipeline(self._normalize, self.max_samples, self.num_threads) for _ in range(2))
         return training, testing
 
 

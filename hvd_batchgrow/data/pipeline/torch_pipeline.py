@@ -160,6 +160,6 @@ def normalize_windows(
     shape = len(placement.windows), len(normalize.mean), *placement.out_size
     result = normalize.empty(shape, _CPU)
     for k, window in enumerate(windows):
-        image = torch.from_numpy(np.array(finished_window(window, placement, k, pixels)))
+        image = finished_window(window, placement, k, pixels)
         normalize.normalize_into(result[k : k + 1], image.permute(2, 0, 1)[None])
     return to_device(result, normalize.device)

@@ -14,7 +14,6 @@ from torch import Tensor
 from hvd_batchgrow.data.datasets.dataset import Dataset
 from hvd_batchgrow.data.images.encoded_dataset import decode
 from hvd_batchgrow.data.pipeline.crops import CropParams
-from hvd_batchgrow.data.pipeline.image_operations import Image8
 from hvd_batchgrow.data.pipeline.pixel_augment import PixelParams
 from hvd_batchgrow.data.pipeline.sampler import RawBatch
 from hvd_batchgrow.messages.errors import RunError
@@ -31,7 +30,7 @@ def decoded_window(raw: RawBatch, samples: Dataset, k: int) -> Tensor:
     return torch.from_numpy(np.array(pixels))  # a copy, as torch requires writable memory
 
 
-def finished_window(window: Tensor, placement: CropParams, k: int, pixels: PixelParams | None) -> Image8:
+def finished_window(window: Tensor, placement: CropParams, k: int, pixels: PixelParams | None) -> Tensor:
     """Resize, crop, mirror and alter the window of image k.
 
     torch's antialiased bilinear filter resizes uint8 to uint8, as torchvision does for tensors.
@@ -43,16 +42,16 @@ def finished_window(window: Tensor, placement: CropParams, k: int, pixels: Pixel
         pixels: how the images are altered; None: not at all.
 
     Returns:
-        uint8 (h, w, C), in any memory layout; perhaps read-only, or a part of the window.
+        uint8 (h, w, C), in any memory layout; perhaps a part of the window.
     """
     size, (row, column) = placement.resized[k].tolist(), placement.corners[k].tolist()
     if list(window.shape[:2]) != size:
         image = window.permute(2, 0, 1)[None]
         window = torch.nn.functional.interpolate(image, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0)
     height, width = placement.out_size
-    result: Image8 = window.numpy()[row : row + height, column : column + width]
-    result = result[:, ::-1] if placement.mirrors[k] else result
-    return pixels.alter(result, k) if pixels else result
+    result = window[row : row + height, column : column + width]
+    result = result.flip(1) if placement.mirrors[k] else result
+    return torch.from_numpy(np.array(pixels.alter(result.numpy(), k))) if pixels else result
 
 
 def finished_ahead(
@@ -73,7 +72,7 @@ def finished_ahead(
 
     def finish(raw: RawBatch, images: NDArray[np.uint8], k: int) -> None:
         assert raw.placement is not None
-        images[k] = finished_window(decoded_window(raw, samples, k), raw.placement, k, raw.pixel_params)
+        images[k] = finished_window(decoded_window(raw, samples, k), raw.placement, k, raw.pixel_params).numpy()
 
     def start() -> bool:
         """Start to decode the next batch; return False if there is no other one."""
@@ -81,7 +80,8 @@ def finished_ahead(
         if raw is None:
             return False
         assert raw.placement is not None
-        images: NDArray[np.uint8] = np.empty((len(raw.ids), *raw.placement.out_size, 3), np.uint8)
+        # Channels first in memory, like the windows that torch has resized and the network's input.
+        images: NDArray[np.uint8] = np.empty((len(raw.ids), 3, *raw.placement.out_size), np.uint8).transpose(0, 2, 3, 1)
         waiting.append((raw, images, [pool.submit(finish, raw, images, k) for k in range(len(images))]))
         return True
 
