@@ -12,7 +12,7 @@ from torch import Tensor
 from hvd_batchgrow.data.datasets.dataset import Ids
 from hvd_batchgrow.data.order.stream import Stream, passes_of_rank
 from hvd_batchgrow.job_file import parse_job
-from hvd_batchgrow.nn.dropout import sample_keys
+from hvd_batchgrow.nn.keyed_random import sample_keys
 from hvd_batchgrow.schedule.phases import Phase, Schedule
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.train.update.forward import MicroBatch

@@ -8,15 +8,17 @@ import torch
 from torch import Tensor, nn
 
 _LEAST_LENGTH = 1e-12
-"""A shorter input is not normalised: its direction is rounding, and the gradient would be divided by its length."""
+"""A shorter input is not divided by its length: its direction may be rounding, and the division would make its gradient huge."""
 
 
 class HadamardClassifier(nn.Module):
     """y = s H x / |x| + c, with a fixed matrix H of 1 and -1, one learned scale s and a learned bias c per class.
 
     H has the first rows and columns of Sylvester's Hadamard matrix. It depends only on the shape, so it is a buffer
-    that no checkpoint contains. If the number of features is a power of two, its rows are orthogonal. Initial values:
-    s = 1/sqrt(num_classes), as in the authors' code, and c = 0.
+    that checkpoints do not contain. If the number of features is a power of two, its rows are orthogonal.
+
+    Initial values: s = 1/sqrt(num_classes), as in the authors' code, and c = 0, where that code draws c uniformly from
+    ±1/sqrt(num_classes).
 
     Shapes: input (n, width), output (n, num_classes) logits.
 
@@ -25,7 +27,7 @@ class HadamardClassifier(nn.Module):
         num_classes: number of classes.
 
     Raises:
-        ValueError: two classes would have the same row of H; see `most_classes`.
+        ValueError: num_classes exceeds `most_classes(width)`: two classes would have the same row of H.
 
     Source: Hoffer, Hubara & Soudry 2018 (arXiv 1801.04540).
     """
@@ -36,8 +38,8 @@ class HadamardClassifier(nn.Module):
         super().__init__()
         if num_classes > (most := most_classes(width)):
             raise ValueError(
-                f"a Hadamard matrix with {width} columns has at most {most} different rows, not {num_classes} as there "
-                f"are classes: classes 0 and {most} would have the same row; use a network with >= "
+                f"a Hadamard matrix with {width} columns has {most} different rows, too few for {num_classes} classes: "
+                f"classes 0 and {most} would have the same row; use a network with >= "
                 f"{1 + _power_of_two(num_classes) // 2} features before its classifier, or 'linear'"
             )
         self.bias = nn.Parameter(torch.zeros(num_classes))
@@ -49,7 +51,7 @@ class HadamardClassifier(nn.Module):
         x = x.to(torch.promote_types(x.dtype, torch.float32))  # squares of 16-bit numbers overflow
         lengths = torch.linalg.vector_norm(x, dim=1, keepdim=True)
         directions = x / lengths.masked_fill(lengths < _LEAST_LENGTH, 1)
-        return nn.functional.linear(self.scale * directions, self.weight, self.bias)
+        return nn.functional.linear((self.scale * directions).to(self.weight.dtype), self.weight, self.bias)
 
     def extra_repr(self) -> str:
         """Return the arguments that `print(model)` shows."""
@@ -72,8 +74,9 @@ def hadamard(num_rows: int, num_columns: int) -> Tensor:
 def most_classes(width: int) -> int:
     """Return the number of different rows that Sylvester's matrix has in its first columns.
 
-    It is the next power of two P >= width. These columns include columns 1, 2, 4 to P/2, each of which shows one bit of
-    the row's index, and no column shows a higher bit: rows k and k + P are equal.
+    It is the smallest power of two P >= width. Columns 1, 2, 4, …, P/2 are among the first columns. In column 2^j, the
+    sign of entry (i, 2^j) is bit j of i, so rows 0 … P-1 differ. The index of a column is below P, so higher bits of i
+    have no effect: rows k and k + P are equal.
     """
     return _power_of_two(width)
 

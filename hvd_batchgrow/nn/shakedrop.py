@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hvd_batchgrow.nn.dropout import KeyedModule, fewest_bits
+from hvd_batchgrow.nn.keyed_random import KeyedModule, fewest_bits
 
 
 class ShakeDrop(KeyedModule):
@@ -17,9 +17,9 @@ class ShakeDrop(KeyedModule):
     replaces it. So the factor is 1 in both passes if b = 1, otherwise α in the forward and β in the backward pass. In
     evaluation, the factor is its expectation, E[b + α - bα] = 1 - p.
 
-    Each sample has one b, α and β, drawn by its key as `KeyedModule` says. The paper also draws them once per batch,
-    channel or pixel; a draw per batch would depend on how an update is divided. Outside an update, where samples have
-    no keys, they are drawn from torch's generator.
+    Each sample has one b, α and β, drawn by its key (`KeyedModule`). The paper also draws them once per batch, channel
+    or pixel; a draw per batch would depend on how ranks and micro-batches divide an update. Outside an update, samples
+    have no keys, and torch's generator draws.
 
     Shapes: input F(x) and output (n, …); with keys, n of them.
 
@@ -44,9 +44,9 @@ class ShakeDrop(KeyedModule):
         """Scale each sample. Raises ValueError if the number of keys is not the number of samples."""
         if not self.training:
             return x * (1 - self.p)
-        bits = self.random_bits(len(x), 3, x.device)
+        bits = self.random_bits(x.shape[0], 3, x.device)
         if bits is None:
-            bits = torch.randint(1 << 24, (len(x), 3), device=x.device)
+            bits = torch.randint(1 << 24, (x.shape[0], 3), device=x.device)
         uniform = bits.to(torch.float32) * 2.0**-24  # exact
         kept = (bits[:, 0] >= fewest_bits(self.p)).to(uniform.dtype)
         factors = [kept + (1 - kept) * other for other in (2 * uniform[:, 1] - 1, uniform[:, 2])]

@@ -91,7 +91,7 @@ class TrainingParts:
             forward_state=self.forward_state,
             at=self.heartbeat.at,
         )
-        self.keyed_by = (job.seed, len(source.train)) if self.engine.dropouts else None
+        self.keyed_by = (job.seed, len(source.train)) if self.engine.keyed_modules else None
         """Seed and N, if the network draws dropout by sample."""
 
     def measure_noise(self) -> None:

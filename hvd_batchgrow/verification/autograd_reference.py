@@ -20,9 +20,9 @@ from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.pipeline.reader import Reader
 from hvd_batchgrow.data.tensor_tree import map_tensors
 from hvd_batchgrow.nn.build import build_model, forward_state, load_pretrained
-from hvd_batchgrow.nn.dropout import keyed_dropouts, set_sample_keys
 from hvd_batchgrow.nn.ghost.ghost_choice import by_pytorch_only
 from hvd_batchgrow.nn.ghost.running_statistics import reestimate_running_statistics
+from hvd_batchgrow.nn.keyed_random import keyed_modules, set_sample_keys
 from hvd_batchgrow.nn.parameters import network_inputs
 from hvd_batchgrow.nn.weights_file import read_weights
 from hvd_batchgrow.optim.build import build_optimizer, lr_ratios, set_hyperparameters, set_weight_decay, weight_decays
@@ -134,7 +134,7 @@ class PlainRun:
             for index, ghost_batch in enumerate(ghost_batches):
                 self._changing.restore()
                 self._network.zero_grad(set_to_none=True)
-                set_sample_keys(keyed_dropouts(self._network), ghost_batch.keys)
+                set_sample_keys(keyed_modules(self._network), ghost_batch.keys)
                 noisy = replace(ghost_batch, inputs=map_tensors(self._noise, ghost_batch.inputs))
                 losses = self._forward(self._network, noisy)
                 loss = losses.each.sum()

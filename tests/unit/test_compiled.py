@@ -20,7 +20,7 @@ from torch import nn
 
 from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.nn.build import build_model
-from hvd_batchgrow.nn.dropout import keyed_dropouts, sample_keys, set_sample_keys
+from hvd_batchgrow.nn.keyed_random import keyed_modules, sample_keys, set_sample_keys
 from hvd_batchgrow.nn.networks import dense7
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.train.update.engine import UpdateEngine
@@ -45,7 +45,7 @@ def test_ghost_norms_and_dropout_work_as_before(tmp_path: Path, monkeypatch: pyt
     compiled.compile()
     rows = torch.randn(32, 6)
     for model in (plain, compiled):
-        set_sample_keys(keyed_dropouts(model), sample_keys(1, np.zeros(32, dtype=np.int64), np.arange(32)))
+        set_sample_keys(keyed_modules(model), sample_keys(1, np.zeros(32, dtype=np.int64), np.arange(32)))
         model(rows).square().sum().backward()
     assert list(compiled.state_dict()) == list(plain.state_dict())
     for ours, theirs in zip(compiled.parameters(), plain.parameters(), strict=True):
@@ -96,7 +96,7 @@ def test_a_copy_is_a_separate_network(copied: Callable[[nn.Module], nn.Module]) 
     model.compile()
     before = copy.deepcopy(model.state_dict())
     other = copied(model)
-    set_sample_keys(keyed_dropouts(other), sample_keys(1, np.zeros(32, dtype=np.int64), np.arange(32)))
+    set_sample_keys(keyed_modules(other), sample_keys(1, np.zeros(32, dtype=np.int64), np.arange(32)))
     other(torch.randn(32, 6))
     changed = {name for name, value in other.state_dict().items() if not torch.equal(value, before[name])}
     assert {name.rpartition(".")[2] for name in changed} == {"running_mean", "running_var"}

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.data.order.splitmix import mix
-from hvd_batchgrow.nn import dropout
-from hvd_batchgrow.nn.dropout import KeyedDropout, convert_dropout, keyed_dropouts, sample_keys, set_sample_keys
+from hvd_batchgrow.nn import keyed_random
+from hvd_batchgrow.nn.dropout import KeyedDropout, Unit, convert_dropout
+from hvd_batchgrow.nn.keyed_random import keyed_modules, sample_keys, set_sample_keys
 
 
 def keys(n: int, seed: int = 3, epoch: int = 0) -> Tensor:
@@ -26,14 +27,14 @@ def dropped(x: Tensor, of: Tensor, module: KeyedDropout | None = None) -> Tensor
 def test_the_generator_gives_the_published_numbers() -> None:
     # reference output of SplitMix64 from state 1234567
     states = [1234567 + (k + 1) * 0x9E3779B97F4A7C15 for k in range(3)]
-    found = dropout._mix(torch.tensor([dropout._signed(state) for state in states]))
+    found = keyed_random._mix(torch.tensor([keyed_random._signed(state) for state in states]))
     assert [int(value) % 2**64 for value in found] == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
 
 def test_the_generator_is_the_one_of_the_order_digest() -> None:
     states = np.random.default_rng(0).integers(0, 2**64, 1000, dtype=np.uint64)
     stepped = torch.from_numpy((states + np.uint64(0x9E3779B97F4A7C15)).view(np.int64))
-    np.testing.assert_array_equal(dropout._mix(stepped).numpy().view(np.uint64), mix(states))
+    np.testing.assert_array_equal(keyed_random._mix(stepped).numpy().view(np.uint64), mix(states))
 
 
 @pytest.mark.parametrize("p", [1e-9, 2**-24, 0.1, 1 / 3, 0.5, 0.7, 1 - 1e-9])
@@ -54,18 +55,18 @@ def test_what_stays_is_that_of_the_formula(p: float) -> None:
 def test_the_least_number_that_stays_is_the_first_that_is_not_below_p(
     p: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fewest = dropout.fewest_bits(p)
+    fewest = keyed_random.fewest_bits(p)
     around = np.array([fewest - 1, fewest])
     stays = (np.float32(2**-24) * around.astype(np.float32) >= np.float32(p)).tolist()
     hashes = torch.from_numpy(around.astype(np.uint64) << np.uint64(40)).view(torch.int64)
-    monkeypatch.setattr(dropout, "_scramble", lambda states: hashes.expand_as(states).clone())
+    monkeypatch.setattr(keyed_random, "_scramble", lambda states: hashes.expand_as(states).clone())
     module = KeyedDropout(p)
     module._keys = module._keys_of_place = torch.zeros(1, dtype=torch.int64)
     assert (module(torch.ones(1, 2))[0] > 0).tolist() == stays == [False, True]
 
 
 @pytest.mark.parametrize("unit", ["value", "channel", "sample"])
-def test_any_division_and_order_of_the_samples_drops_the_same(unit: dropout.Unit) -> None:
+def test_any_division_and_order_of_the_samples_drops_the_same(unit: Unit) -> None:
     x, of = torch.randn(12, 5, 4, 3), keys(12)
     module = KeyedDropout(0.4, unit)
     whole = dropped(x, of, module)
@@ -170,5 +171,5 @@ def test_known_dropouts_are_converted_and_others_are_not() -> None:
     ]
     assert list(model)[6:] == left
     assert model[0] is model[5]
-    assert len(keyed_dropouts(model)) == 5
+    assert len(keyed_modules(model)) == 5
     assert isinstance(convert_dropout(nn.Dropout(0.5)), KeyedDropout)

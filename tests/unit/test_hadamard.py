@@ -66,7 +66,7 @@ def test_its_rows_differ_up_to_the_most_classes_and_no_further(width: int) -> No
     assert not any(torch.equal(a, b) for a, b in combinations(rows[:most], 2))
     assert torch.equal(rows[0], rows[most])
     HadamardClassifier(width, most)
-    with pytest.raises(ValueError, match=f"has at most {most} different rows, not {most + 1}") as caught:
+    with pytest.raises(ValueError, match=f"has {most} different rows, too few for {most + 1} classes") as caught:
         HadamardClassifier(width, most + 1)
     found = re.search(r">= (\d+) features", str(caught.value))
     assert found
@@ -119,7 +119,28 @@ def test_an_input_of_zeros_has_the_biases_as_logits_and_a_finite_gradient() -> N
 def test_large_half_precision_inputs_do_not_overflow() -> None:
     classifier = HadamardClassifier(64, 3)
     x = torch.full((2, 64), 3e4, dtype=torch.float16)
-    torch.testing.assert_close(classifier(x), classifier(x.float() / 3e4), rtol=1e-5, atol=1e-5)
+    expected = classifier(x.float() / 3e4)
+    torch.testing.assert_close(classifier(x), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(classifier.half()(x), expected.half(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_has_logits_of_its_type_and_float32_gradients(dtype: torch.dtype) -> None:
+    classifier, x = HadamardClassifier(64, 3), torch.randn(8, 64)
+    with torch.autocast("cpu", dtype):
+        logits = classifier(x.to(dtype))
+    assert logits.dtype == dtype
+    torch.testing.assert_close(logits.float(), classifier(x), rtol=0.02, atol=0.02)
+    logits.float().square().sum().backward()
+    assert {p.grad.dtype for p in classifier.parameters() if p.grad is not None} == {torch.float32}
+
+
+def test_an_empty_batch_has_no_logits_and_gradients_of_zeros() -> None:
+    classifier = HadamardClassifier(8, 3)
+    logits = classifier(torch.zeros(0, 8))
+    assert logits.shape == (0, 3)
+    logits.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in classifier.parameters())
 
 
 # --- networks ------------------------------------------------------------------------------------
@@ -216,8 +237,8 @@ def test_own_networks_and_numbers_are_refused() -> None:
 def test_classes_that_the_matrix_cannot_separate_are_refused() -> None:
     build("resnet20", 64, classifier="hadamard")
     message = (
-        "model.classifier: 'resnet20': a Hadamard matrix with 64 columns has at most 64 different rows, not 100 as "
-        "there are classes: classes 0 and 64 would have the same row; use a network with >= 65 features before its "
+        "model.classifier: 'resnet20': a Hadamard matrix with 64 columns has 64 different rows, too few for "
+        "100 classes: classes 0 and 64 would have the same row; use a network with >= 65 features before its "
         "classifier, or 'linear'"
     )
     with pytest.raises(JobError, match=re.escape(message)):

@@ -16,7 +16,8 @@ from hvd_batchgrow.data.order.splitmix import mix
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.messages.errors import JobError
 from hvd_batchgrow.nn.build import build_model
-from hvd_batchgrow.nn.dropout import KeyedDropout, KeyedModule, keyed_dropouts, sample_keys, set_sample_keys
+from hvd_batchgrow.nn.dropout import KeyedDropout
+from hvd_batchgrow.nn.keyed_random import KeyedModule, keyed_modules, sample_keys, set_sample_keys
 from hvd_batchgrow.nn.layers import PreActivationBlock
 from hvd_batchgrow.nn.shakedrop import ShakeDrop
 from tests.helpers import job_tree
@@ -129,6 +130,16 @@ def test_without_keys_it_draws_from_torchs_generator_and_other_keys_are_refused(
         ShakeDrop(1)
 
 
+def test_an_empty_batch_stays_empty() -> None:
+    x = torch.zeros(0, 3, 2, 2, requires_grad=True)
+    for of in (keys(0), None):
+        module = ShakeDrop(0.5)
+        set_sample_keys([module], of)
+        y = module(x)
+        assert y.shape == x.shape
+        y.sum().backward()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_the_type_of_the_residual_stays(dtype: torch.dtype) -> None:
     y = scaled(torch.ones(20, 2, dtype=dtype), keys(20), ShakeDrop(0.9))
@@ -175,9 +186,9 @@ def build(name: str, **model: Any) -> nn.Module:
 @pytest.mark.parametrize(("name", "num_blocks"), [("wrn_16_1", 6), ("wrn_10_1", 3), ("resnet20", 9), ("resnet8", 3)])
 def test_the_probability_rises_linearly_to_that_of_the_last_block(name: str, num_blocks: int) -> None:
     model, without = build(name, shakedrop=0.6), build(name)
-    found = [module for module in keyed_dropouts(model) if isinstance(module, ShakeDrop)]
+    found = [module for module in keyed_modules(model) if isinstance(module, ShakeDrop)]
     assert [module.p for module in found] == pytest.approx([0.6 * (k + 1) / num_blocks for k in range(num_blocks)])
-    assert not keyed_dropouts(without)
+    assert not keyed_modules(without)
     state = without.state_dict()
     assert list(model.state_dict()) == list(state)
     assert all(torch.equal(value, state[path]) for path, value in model.state_dict().items())
@@ -190,9 +201,9 @@ def test_a_network_scales_the_residual_of_each_block(name: str) -> None:
     blocks = [module for module in model.modules() if hasattr(module, "residual")]
     assert len(blocks) == 3
     seen: list[tuple[Tensor, Tensor]] = []
-    for module in keyed_dropouts(model):
+    for module in keyed_modules(model):
         module.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
-    set_sample_keys(keyed_dropouts(model), keys(8))
+    set_sample_keys(keyed_modules(model), keys(8))
     model(x)
     for place, (residual, output) in enumerate(seen):
         expected = torch.from_numpy(factors(keys(8), place, 0.9 * (place + 1) / 3)[0]).float()
@@ -205,10 +216,10 @@ def test_a_network_scales_the_residual_of_each_block(name: str) -> None:
 
 def test_dropout_and_shakedrop_draw_independently() -> None:
     model = build("wrn_10_1", shakedrop=0.5, dropout=0.3)
-    kinds: list[type[KeyedModule]] = [type(module) for module in keyed_dropouts(model)]
+    kinds: list[type[KeyedModule]] = [type(module) for module in keyed_modules(model)]
     assert kinds == [KeyedDropout, ShakeDrop] * 3
-    set_sample_keys(keyed_dropouts(model), keys(4))
-    assert [module._place for module in keyed_dropouts(model)] == [*range(6)]
+    set_sample_keys(keyed_modules(model), keys(4))
+    assert [module._place for module in keyed_modules(model)] == [*range(6)]
 
 
 @pytest.mark.filterwarnings("ignore")  # warnings of the compiler
@@ -218,7 +229,7 @@ def test_a_compiled_network_computes_the_same() -> None:
     compiled._compiled_call_impl = torch.compile(compiled._call_impl, backend="aot_eager")
     x = torch.randn(8, 3, 8, 8)
     for model in (plain, compiled):
-        set_sample_keys(keyed_dropouts(model), keys(8))
+        set_sample_keys(keyed_modules(model), keys(8))
         model(x).square().sum().backward()
     for ours, theirs in zip(compiled.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-6)

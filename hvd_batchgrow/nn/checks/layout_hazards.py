@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.data.datasets.example import InputForm
 from hvd_batchgrow.data.tensor_tree import Tree, device_of
-from hvd_batchgrow.nn.dropout import keyed_dropouts, set_sample_keys
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
+from hvd_batchgrow.nn.keyed_random import keyed_modules, set_sample_keys
 from hvd_batchgrow.nn.state.forward_state import listed
 from hvd_batchgrow.nn.state.side_effect_free import alike, cloned, dry_run, other_samples, trial_samples
 
@@ -45,7 +45,7 @@ def layout_hazards(model: nn.Module, form: InputForm) -> list[str]:
             norm.training = False
         first = _Trace(model, example)
         before.restore(attributes=False)  # generators and counters among the attributes keep their new state
-        set_sample_keys(keyed_dropouts(model), torch.arange(NUM_SAMPLES))
+        set_sample_keys(keyed_modules(model), torch.arange(NUM_SAMPLES))
         drawing = first.drew or _first_difference(first, _Trace(model, example), NUM_SAMPLES)
     if drawing:
         paths = [path or WHOLE for path, _ in model.named_modules() if path in drawing]

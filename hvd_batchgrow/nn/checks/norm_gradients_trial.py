@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.data.tensor_tree import Tree, num_rows, tensors_in
-from hvd_batchgrow.nn.dropout import keyed_dropouts, set_sample_keys
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
+from hvd_batchgrow.nn.keyed_random import keyed_modules, set_sample_keys
 from hvd_batchgrow.nn.norm_gradients import NormGradients
 from hvd_batchgrow.nn.state.forward_state import listed
 from hvd_batchgrow.nn.state.saved_state import SavedState
@@ -66,7 +66,7 @@ def _backward(model: nn.Module, example: Tree, before: SavedState, rows: slice) 
     count = num_rows(example)
     with kept_generators():
         torch.manual_seed(0)
-        set_sample_keys(keyed_dropouts(model), torch.arange(count))
+        set_sample_keys(keyed_modules(model), torch.arange(count))
         outputs = [part for part in tensors_in(model(cloned(example))) if part.is_floating_point()]
         if wrong := [tuple(part.shape) for part in outputs if part.shape[:1] != (count,)]:
             raise ValueError(f"the network returns an output of shape {wrong[0]} for {count} samples; each needs a row")

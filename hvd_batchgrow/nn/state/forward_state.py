@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.data.tensor_tree import Tree, num_rows, tensors_in
-from hvd_batchgrow.nn.dropout import KeyedModule, keyed_dropouts, set_sample_keys
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm, ghost_norms
+from hvd_batchgrow.nn.keyed_random import KeyedModule, keyed_modules, set_sample_keys
 from hvd_batchgrow.nn.state.saved_state import Saved, SavedState, changed
 from hvd_batchgrow.nn.state.side_effect_free import cloned, dry_run, other_samples
 
@@ -147,7 +147,7 @@ def trial_loss(model: nn.Module, example: Tree) -> Tensor:
     the cross-entropy with class 0; for other outputs, the sum of their softplus.
     """
     torch.manual_seed(0)  # random numbers are not state of the network
-    set_sample_keys(keyed_dropouts(model), torch.arange(num_rows(example)))
+    set_sample_keys(keyed_modules(model), torch.arange(num_rows(example)))
     outputs = model(cloned(example))
     if isinstance(outputs, Tensor) and outputs.dim() == 2 and outputs.shape[1] > 1:
         labels = torch.zeros(len(outputs), dtype=torch.int64, device=outputs.device)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.data.datasets.example import Example, InputForm
 from hvd_batchgrow.data.tensor_tree import Tree, map_tensors, num_rows, take_rows
-from hvd_batchgrow.nn.dropout import keyed_dropouts, set_sample_keys
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
+from hvd_batchgrow.nn.keyed_random import keyed_modules, set_sample_keys
 from hvd_batchgrow.nn.modes import kept_modes
 from hvd_batchgrow.nn.parameters import network_inputs
 from hvd_batchgrow.nn.state.saved_state import SavedState, kept_state
@@ -111,7 +111,7 @@ def dry_run(
             kept_generators(),
         ):
             model.train(training)
-            set_sample_keys(keyed_dropouts(model), torch.arange(num_samples))
+            set_sample_keys(keyed_modules(model), torch.arange(num_samples))
             for norm in ghost_norms(model):
                 norm.ghost_batch, norm.deferred = num_samples // num_groups, num_groups > 1
                 norm.forget()

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import UpdateSection
 from hvd_batchgrow.messages.errors import RunError
-from hvd_batchgrow.nn.dropout import keyed_dropouts, set_sample_keys
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
 from hvd_batchgrow.nn.ghost.norm_group import NormGroup, group_norms
+from hvd_batchgrow.nn.keyed_random import keyed_modules, set_sample_keys
 from hvd_batchgrow.nn.norm_gradients import NormGradients
 from hvd_batchgrow.nn.parameters import parameter_faults
 from hvd_batchgrow.nn.state.forward_state import ForwardState
@@ -118,7 +118,7 @@ class UpdateEngine:
             norm.deferred = True
         self._norm_groups: list[NormGroup] = []
         """Those in training mode in the last pass."""
-        self.dropouts = keyed_dropouts(model)
+        self.keyed_modules = keyed_modules(model)
         self.changing = ChangingBuffers(model, forward_state)
         self.exact = exact
         self.buckets = GradientBuckets(
@@ -318,7 +318,7 @@ class UpdateEngine:
 
     def _forward(self, micro_batch: MicroBatch, group: int) -> Losses:
         """Return the losses of the samples of a micro-batch."""
-        set_sample_keys(self.dropouts, micro_batch.keys, self.device)
+        set_sample_keys(self.keyed_modules, micro_batch.keys, self.device)
         if (norms := self.buckets.norms) and norms.layers:
             norms.layers.begin(len(micro_batch.slots) * group, len(micro_batch.slots))
         losses = self.forward(self.model, micro_batch)

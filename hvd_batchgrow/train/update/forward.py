@@ -32,7 +32,7 @@ class MicroBatch:
     replaced: Sequence[tuple[int, int]] = ()
     """(stream index, sample id) of each of its samples that replaced a bad one."""
     keys: Tensor | None = None
-    """(k·γ,), `nn.dropout.sample_keys`; needed only if the network has keyed dropout."""
+    """(k·γ,), `nn.keyed_random.sample_keys`; needed only if the network has keyed modules."""
 
 
 Forward = Callable[[nn.Module, MicroBatch], Losses]

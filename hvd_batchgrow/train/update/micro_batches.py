@@ -12,7 +12,7 @@ from hvd_batchgrow.data.order.stream import groups_left_in_pass
 from hvd_batchgrow.data.pipeline.reader import GhostBatches, GhostBatchStream
 from hvd_batchgrow.data.tensor_tree import join_rows, tensors_in
 from hvd_batchgrow.messages.errors import RunError
-from hvd_batchgrow.nn.dropout import sample_keys
+from hvd_batchgrow.nn.keyed_random import sample_keys
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.update.forward import MicroBatch
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hvd_batchgrow.data.tensor_tree import map_tensors
-from hvd_batchgrow.nn.dropout import set_sample_keys
+from hvd_batchgrow.nn.keyed_random import set_sample_keys
 from hvd_batchgrow.train.update.bucket import Bucket, float32_or_better
 from hvd_batchgrow.train.update.engine import UpdateEngine
 from hvd_batchgrow.train.update.forward import MicroBatch
@@ -44,7 +44,7 @@ def recompute(
     ):
         for micro_batch in micro_batches:
             engine.changing.restore()
-            set_sample_keys(engine.dropouts, micro_batch.keys, device)
+            set_sample_keys(engine.keyed_modules, micro_batch.keys, device)
             noisy = replace(micro_batch, inputs=map_tensors(noise, micro_batch.inputs))
             loss, _ = share.add(micro_batch, engine.forward(engine.model, noisy))
             engine.changing.after_forward(())
