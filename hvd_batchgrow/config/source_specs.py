@@ -64,7 +64,7 @@ class SourceSpec:
 
 
 def load_of(module: str, function: str = "load") -> Loader:
-    """Return a function that imports a slow module when it is called, and calls a function of it."""
+    """Return a loader that imports a module when it is called, and calls a function of it: `plan` imports no loader."""
 
     def load(data: DataSection, seed: int, report: ReportProgress) -> Any:
         return getattr(importlib.import_module(module), function)(data, seed, report)

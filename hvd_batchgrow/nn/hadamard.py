@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 _LEAST_LENGTH = 1e-12
-"""A shorter input is not divided by its length: its direction may be rounding, and the division would make its gradient huge."""
+"""A shorter input is not divided by its length: its direction may be rounding, and its gradient would be huge."""
 
 
 class HadamardClassifier(nn.Module):
@@ -86,9 +86,7 @@ def _power_of_two(value: int) -> int:
 
 
 def fix_classifier(network: nn.Module) -> None:
-    """Replace the linear classifier of a network by a Hadamard classifier.
-
-    All other weights are those that the same seed gives with a linear classifier.
+    """Replace the linear classifier of a network by a Hadamard classifier. All other weights stay.
 
     Args:
         network: has an `nn.Linear` called classifier; changed in place.

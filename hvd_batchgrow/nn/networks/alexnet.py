@@ -15,7 +15,7 @@ def build(in_channels: int, num_classes: int) -> nn.Module:
 
     The convolutions are 11×11 with stride 4 to 64 channels, 5×5 to 192, and 3×3 to 384, 256 and 256. 2×2
     max-pooling follows the first, the second and the last. It leaves one pixel of 32×32; larger maps are averaged.
-    The network has no dropout, and 2 472 266 parameters for 10 classes and colour images. Initial weights: torch's
+    The network has no dropout, and 2 472 266 parameters for 10 classes and color images. Initial weights: torch's
     defaults.
 
     Shapes: input (n, in_channels, H >= 29, W >= 29), output (n, num_classes) logits.

@@ -23,8 +23,8 @@ def build(
         y = relu(s + norm(conv(relu(norm(conv(x)))))),
 
     with s = x, or, if the width doubles, every other pixel of x with zeros for the new channels
-    (option A). If `shakedrop` is above 0, `ShakeDrop` follows the last norm, before the addition. ResNet-20 has
-    269 722 parameters for 10 classes and colour images (the paper's 0.27 M).
+    (option A). If `shakedrop` is above 0, `ShakeDrop` follows the second norm of each block. ResNet-20 has
+    269 722 parameters for 10 classes and color images (the paper's 0.27 M).
     Initial weights: `he_normal`, as in the authors' code.
 
     Shapes: input (n, in_channels, H, W), output (n, num_classes) logits.
@@ -48,7 +48,7 @@ def build(
 
     norm = partial(GhostBatchNorm2d, ghost_batch=ghost_batch, momentum=bn_momentum)
     conv = partial(nn.Conv2d, kernel_size=3, padding=1, bias=False)
-    width, num_blocks, number = 16, (depth - 2) // 2, 0
+    width, num_blocks, number = 16, (depth - 2) // 2, 0  # number: of the block, from 1
     layers: list[nn.Module] = [conv(in_channels, width), norm(width), nn.ReLU(inplace=True)]
     for out in (16, 32, 64):
         for _ in range(num_blocks // 3):

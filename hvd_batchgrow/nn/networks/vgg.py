@@ -21,7 +21,7 @@ def build(in_channels: int, num_classes: int, *, depth: int, ghost_batch: int, b
     with 2×2 max-pooling. One pixel of 32×32 is left; larger maps are averaged. One linear layer follows.
     The convolutions have no biases, because the norm's mean would cancel them.
 
-    VGG-19 has 20 035 018 parameters for 10 classes and colour images, or 5 504 more with biases (both agree
+    VGG-19 has 20 035 018 parameters for 10 classes and color images, or 5 504 more with biases (both agree
     with the published 20.04 M). Initial weights as in the code below: `he_normal`, and the linear layer's
     with standard deviation 0.01.
 

@@ -31,8 +31,8 @@ def build(
         y = s + conv(relu(norm(conv(a)))),   s = x, or a 1×1 convolution of a if the width changes.
 
     If `dropout` is above 0, keyed dropout precedes the second convolution of each block. If `shakedrop` is above
-    0, `ShakeDrop` follows it, before the addition. Parameters for 10
-    classes and colour images: WRN-16-4 2 748 890, WRN-28-10 36 479 194.
+    0, `ShakeDrop` follows that convolution. Parameters for 10 classes and color images: WRN-16-4 2 748 890,
+    WRN-28-10 36 479 194.
     Initial weights: `he_normal`, as in the authors' code.
 
     Shapes: input (n, in_channels, H, W), output (n, num_classes) logits.
@@ -78,7 +78,8 @@ def build(
     layers: list[nn.Module] = [conv(in_channels, width, 3, padding=1)]
     for out, stride in ((16 * widening, 1), (32 * widening, 2), (64 * widening, 2)):
         for k in range(num_blocks // 3):
-            layers.append(block(len(layers), width, out, stride if k == 0 else 1))
+            number = len(layers)  # of the block, from 1: the first layer is a convolution
+            layers.append(block(number, width, out, stride if k == 0 else 1))
             width = out
     network = MeanClassifier([*layers, norm(width), nn.ReLU(inplace=True)], width, num_classes)
     he_normal(network)
