@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.peers import installed
+from benchmarks.peers import imported
 from benchmarks.rows.row import Skip
 
 PACKAGES = ("spdl==0.8.0", "spdl_core==0.8.0", "spdl_io==0.8.0")
@@ -35,18 +33,16 @@ def batches(
 
     Args:
         paths: of the images, without end.
-        draw: returns the window of an image of a height and a width, and whether it is mirrored.
-        side: of an image, in pixels.
+        draw: maps height and width of an image to its window, and whether it is mirrored; called by several threads.
+        side: height and width of the images of a batch, in pixels.
         batch: n.
-        num_threads: that decode.
+        num_threads: number of threads that decode.
         moments: mean and standard deviation of each channel.
 
     Raises:
-        Skip: SPDL cannot be installed, or does not find FFmpeg.
+        Skip: SPDL cannot be installed or imported, or does not find FFmpeg.
     """
-    if (folder := str(installed(PACKAGES))) not in sys.path:
-        sys.path.append(folder)
-    io, pipeline = importlib.import_module("spdl.io"), importlib.import_module("spdl.pipeline")
+    io, pipeline = imported(PACKAGES, "spdl.io", "spdl.pipeline")
     try:
         io.demux_image(str(next(paths)))  # loads FFmpeg
     except RuntimeError as error:
@@ -68,5 +64,6 @@ def batches(
 
 
 def _read(built: Any) -> Iterator[Tensor]:
+    """Yield the batches of a pipeline. It stops, with its threads, when the iterator is closed or deleted."""
     with built.auto_stop():
         yield from built

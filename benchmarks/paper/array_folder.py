@@ -1,4 +1,4 @@
-"""Folders of .npy files for the source `numpy`, with a file that says what they hold and how they were made."""
+"""Folders of .npy files for the source `numpy`, each with about.json: what the folder holds, and how it was made."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def is_complete(folder: Path, made_of: Mapping[str, Any]) -> bool:
     """Return whether a folder has all of its files unchanged; False if it is absent or empty.
 
     Args:
-        folder: what `write_arrays` has written.
-        made_of: the options that it was made with.
+        folder: a folder that `write_arrays` has written, or will write.
+        made_of: the options that it must have been made with.
 
     Raises:
-        RunError: it holds something else, was made with other options, or a file is damaged.
+        RunError: the folder holds something else, was made with other options, or has a changed file.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     advice = f"remove {folder}, or choose another folder with --out"
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        found, files = about["made_of"], about["arrays"]
+        found, files = dict(about["made_of"]), about["arrays"]
         wrong = [name for name in files if sha256_of(folder / name) != files[name]["sha256"]]
     except (OSError, ValueError, LookupError, TypeError):
-        raise RunError(f"{folder} is not empty, and is not a complete set; {advice}") from None
+        raise RunError(f"{folder} exists, and is neither empty nor a complete set; {advice}") from None
     if wrong:
         raise RunError(f"{folder / wrong[0]} has changed since it was written; {advice}")
     plain = json.loads(dump_json(made_of))
@@ -54,17 +54,17 @@ def write_arrays(
     arrays: Arrays,
     write_more: Callable[[Path], None] = lambda _: None,
 ) -> None:
-    """Write a folder whole: an .npy file for each array, and about.json.
+    """Write an .npy file for each array, and about.json, into a new folder. A folder that exists is complete.
 
     Args:
-        folder: absent or empty; its parents are created.
-        made_of: the options that it is made with.
-        about: what else about.json says.
+        folder: must be absent or empty; its parents are created.
+        made_of: the options that the arrays are made with.
+        about: further entries of about.json.
         arrays: by name, such as `train_images`.
         write_more: called with the unfinished folder, to write further files.
 
     Raises:
-        RunError: it cannot be written; nothing is left of it.
+        RunError: the folder cannot be written; no part of it remains.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -32,15 +33,15 @@ class Packages:
 def unpacked(names: Sequence[str], report: ReportProgress) -> Packages:
     """Return packages from the cache; download and unpack them first if they are missing.
 
-    The cache has one folder for each list of names. The packages come from the sources that apt-get is set up with, in
-    their newest versions there; root rights are not needed.
+    The cache has one folder for each list of names. apt-get downloads the newest versions that its configured sources
+    have; root rights are not needed.
 
     Args:
         names: names of packages.
-        report: called with what is being done, how much is done, and the total.
+        report: called with the progress.
 
     Raises:
-        RunError: apt-get or dpkg is missing or fails, or the cache cannot be written.
+        RunError: apt-get or dpkg is missing or fails, or the cache cannot be written or is damaged.
     """
     digest = hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
     folder = cache_folder() / "debian-packages" / digest[:16]
@@ -50,11 +51,18 @@ def unpacked(names: Sequence[str], report: ReportProgress) -> Packages:
             if not folder.exists():
                 with new_folder(folder) as work:
                     _fetch(names, work, report)
-        return Packages(folder, json.loads((folder / _VERSIONS).read_text(encoding="utf-8")))
+        return Packages(folder, _versions(folder))
     except OSError as error:
         raise RunError(
             f"cache {folder}: {error.strerror or error}; for a cache elsewhere, set HVD_BATCHGROW_CACHE"
         ) from None
+
+
+def _versions(folder: Path) -> Mapping[str, str]:
+    try:
+        return json.loads((folder / _VERSIONS).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    except (FileNotFoundError, ValueError):
+        raise RunError(f"{folder / _VERSIONS} is missing or damaged: remove {folder}") from None
 
 
 def _fetch(names: Sequence[str], folder: Path, report: ReportProgress) -> None:
@@ -75,17 +83,26 @@ def _fetch(names: Sequence[str], folder: Path, report: ReportProgress) -> None:
         raise RunError(f"apt-get did not download {', '.join(lacking)}")
     shutil.rmtree(downloads)
     for link in [path for path in folder.rglob("*") if path.is_symlink()]:
-        link.unlink()  # many lead to places of an installed package
+        link.unlink()  # many lead to files that only an installed package has
     (folder / _VERSIONS).write_text(dump_json(versions, sort_keys=True), encoding="utf-8")
 
 
 def _download(names: Sequence[str], folder: Path, report: ReportProgress) -> None:
     log = folder / "log"
     command = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", *names]
-    with log.open("w") as file, subprocess.Popen(command, cwd=folder, stdout=file, stderr=file) as download:
-        while download.poll() is None:
-            report("downloading packages", len(list(folder.glob("*.deb"))), len(names), "packages")
-            time.sleep(0.1)
+    english = {**os.environ, "LC_ALL": "C"}  # `fault_of_download` reads the messages
+    with (
+        log.open("w", encoding="utf-8") as file,
+        subprocess.Popen(command, cwd=folder, stdout=file, stderr=file, env=english) as download,
+    ):
+        try:
+            while download.poll() is None:
+                report("downloading packages", len(list(folder.glob("*.deb"))), len(names), "packages")
+                time.sleep(0.1)
+        except BaseException:
+            download.terminate()
+            download.wait()
+            raise
     if download.returncode:
         raise RunError(fault_of_download(log.read_text(errors="replace"), download.returncode))
 
@@ -102,7 +119,7 @@ def fault_of_download(log: str, code: int) -> str:
     more = f"; and {len(faults) - 5} more errors" if len(faults) > 5 else ""
     hint = ""
     if any("Unable to locate" in fault or "No packages found" in fault for fault in faults):
-        hint = ". apt-get knows no such package: run `apt-get update`, or remove it from a copy of the list"
+        hint = ". Run `apt-get update`; if apt-get still does not find a package, remove it from a copy of the list"
     return f"apt-get download failed: {shown}{more}{hint}"
 
 

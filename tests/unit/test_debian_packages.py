@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -63,11 +64,37 @@ def test_packages_are_unpacked_once_for_each_list_of_names(fake_apt: Path) -> No
 
 def test_a_failed_download_leaves_nothing_and_can_be_repeated(fake_apt: Path) -> None:
     write_apt(fake_apt, 'echo "E: Unable to locate package three" >&2; exit 100')
-    with pytest.raises(RunError, match=r"Unable to locate package three\. .*run `apt-get update`"):
+    with pytest.raises(RunError, match=r"Unable to locate package three\. Run `apt-get update`"):
         unpacked(["one", "three"], quiet)
     write_apt(fake_apt)
     with pytest.raises(RunError, match="apt-get did not download three"):
         unpacked(["one", "three"], quiet)
+    assert [path.suffix for path in (fake_apt / "cache/debian-packages").iterdir()] == [".lock"]
+
+
+def test_messages_of_apt_get_are_english_and_a_damaged_cache_is_named(
+    fake_apt: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    write_apt(fake_apt, 'if test "$LC_ALL" != C; then echo "E: Paket fehlt" >&2; exit 100; fi')
+    found = unpacked(["one"], quiet)
+    (found.folder / "versions.json").write_text("{")
+    with pytest.raises(RunError, match=rf"versions\.json is missing or damaged: remove {found.folder}"):
+        unpacked(["one"], quiet)
+
+
+def test_a_download_that_is_interrupted_ends(fake_apt: Path) -> None:
+    begun = fake_apt / "pid"
+    write_apt(fake_apt, f"echo $$ > {begun}.part; mv {begun}.part {begun}; exec sleep 1000")
+
+    def interrupt(what: str, done: int, total: int, unit: str = "bytes", /) -> None:
+        if begun.exists():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        unpacked(["one"], interrupt)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(begun.read_text()), 0)
     assert [path.suffix for path in (fake_apt / "cache/debian-packages").iterdir()] == [".lock"]
 
 

@@ -258,8 +258,11 @@ def test_a_folder_is_complete_only_if_nothing_has_changed(tmp_path: Path) -> Non
     (out / "train_rows.npy").write_bytes(b"damaged")
     with pytest.raises(RunError, match=r"train_rows\.npy has changed since it was written; remove"):
         is_complete(out, {"a": 1, "names": ("x", "y")})
+    (out / "about.json").write_text('{"made_of": 3, "arrays": {}}')
+    with pytest.raises(RunError, match="neither empty nor a complete set"):
+        is_complete(out, {"a": 1})
     (out / "about.json").unlink()
-    with pytest.raises(RunError, match="is not empty, and is not a complete set"):
+    with pytest.raises(RunError, match="exists, and is neither empty nor a complete set"):
         is_complete(out, {"a": 1})
 
 
