@@ -83,23 +83,24 @@ def cluster(rate: str) -> Iterator[tuple[Cluster, Path]]:
 def run_ranks(
     slurm: Cluster, folder: Path, num_hosts: int, command: Sequence[str], variables: Mapping[str, str] | None = None
 ) -> str:
-    """Run a command as one rank on each of the first hosts, and return what it prints.
+    """Run a command as one rank on each of the first hosts, and return its standard output.
 
     Args:
         slurm: the cluster, with sshd on its hosts.
-        folder: where it runs.
-        num_hosts: number of ranks.
-        command: of each rank.
-        variables: of the environment, besides those of `cluster`.
+        folder: working directory.
+        num_hosts: number of hosts, and of ranks.
+        command: program and arguments of each rank.
+        variables: environment variables, in addition to those of `cluster`.
 
     Raises:
-        SystemExit: the command fails; with its output.
+        SystemExit: the command fails; has its output.
+        TimeoutExpired: the command runs for more than an hour. The end of the cluster kills it.
     """
     hosts = ",".join(f"{node}:1" for node in slurm.nodes[:num_hosts])
     words = ["mpirun", "-np", str(num_hosts), "-H", hosts, "--bind-to", "none"]
     kept = ("PATH", "PYTHONPATH", "OMP_NUM_THREADS", *(f"{name}={value}" for name, value in (variables or {}).items()))
     words += [word for name in kept for word in ("-x", name)]
-    done = slurm.hosts.run("n1", *words, *command, cwd=folder, timeout_s=900)
+    done = slurm.hosts.run("n1", *words, *command, cwd=folder, timeout_s=3600)
     if done.returncode:
         raise SystemExit(done.stdout + done.stderr)
     return done.stdout

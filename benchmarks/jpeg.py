@@ -170,7 +170,7 @@ def dali_own(folder: Path, num_threads: int = NUM_WORKERS) -> Batches:
 
 
 def spdl(paths: Sequence[Path]) -> Batches:
-    """Return batches of SPDL with two threads, without end. Raises Skip if it is not available."""
+    """Return batches of SPDL with two threads, without end. Raises Skip if SPDL is not available."""
     order = np.random.default_rng(1)
 
     def draw(height: int, width: int) -> tuple[jpeg_spdl.Window, bool]:
@@ -281,11 +281,11 @@ def measure(
     Args:
         tree: folder of the images, which is created if it does not exist.
         num_images: number of images in it.
-        num_turns: most turns.
+        num_turns: largest number of turns.
         is_over: called after each turn but the first two; if it returns True, no further turns are taken.
 
     Returns:
-        the loaders, and why others are missing.
+        The loaders, and a reason for each loader that is missing.
     """
     paths = make_tree(tree, num_images)
     torch.set_num_threads(1)

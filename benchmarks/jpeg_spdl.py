@@ -1,4 +1,4 @@
-"""Images of a folder through SPDL, which decodes in threads of this process with FFmpeg."""
+"""Images of a folder, read by SPDL, which decodes with FFmpeg in threads of this process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def batches(
     """Return batches (n, 3, side, side), float32, without end.
 
     Args:
-        paths: of the images, without end.
+        paths: paths of images, without end.
         draw: maps height and width of an image to its window, and whether it is mirrored; called by several threads.
         side: height and width of the images of a batch, in pixels.
         batch: n.

@@ -1,4 +1,4 @@
-"""A network that sleeps in the place of convolutions, so that emulated hosts do not share the cores of a machine."""
+"""A network that sleeps instead of computing convolutions, so that emulated hosts do not compete for cores."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SIDE = 32
 
 
 class Sleep(torch.autograd.Function):
-    """A layer that takes time and no core."""
+    """A layer that takes time, but uses no core."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, seconds: float, *weights: Tensor) -> Tensor:
@@ -34,10 +34,10 @@ class Sleep(torch.autograd.Function):
 
 
 class SleepingNetwork(nn.Module):
-    """The parameters of WRN-16-4 (2.7 million numbers), whose layers share the time of a pass evenly.
+    """A network with the parameters of WRN-16-4 (2.7 million numbers). All its layers sleep equally long.
 
     Args:
-        seconds_per_sample: that the forward and the backward pass sleep for each sample.
+        seconds_per_sample: seconds that the forward and the backward pass together sleep for each sample.
     """
 
     def __init__(self, seconds_per_sample: float) -> None:
@@ -52,7 +52,7 @@ class SleepingNetwork(nn.Module):
         self.seconds_per_sample = seconds_per_sample
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits (n, classes), the first pixels, which depend on all parameters as autograd sees it."""
+        """Return the first pixels of each sample as logits (n, classes), which have gradients for all parameters."""
         seconds = len(x) * self.seconds_per_sample / len(self.layers)
         y = x.flatten(1)[:, :NUM_CLASSES].clone().requires_grad_()
         for layer in self.layers:

@@ -1,4 +1,4 @@
-"""Faces of fonts: find them, drop the unfit ones, and split them by family."""
+"""Faces of fonts: find them, say which cannot be used, and split them by family."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Face:
 
     path: Path
     index: int
-    """Its place in a collection; 0 in other files."""
+    """Position in a collection (.ttc); 0 in other files."""
     name: str
-    """The path below the packages, with the index: the same on each machine."""
+    """Path below the packages and index, for example `fonts-agave/usr/…/agave.ttf#0`: the same on each machine."""
     family: str
     style: str
 
@@ -41,7 +41,7 @@ def _faces_of(path: Path, name: str) -> Iterator[Face]:
     for index in range(64 if path.suffix.lower() == ".ttc" else 1):
         try:
             family, style = ImageFont.truetype(path, 10, index).getname()
-        except OSError:  # no font, or past the last face of a collection
+        except OSError:  # not a font, or no more faces in the collection
             return
         yield Face(path, index, f"{name}#{index}", family or path.stem, style or "")
 
@@ -49,7 +49,7 @@ def _faces_of(path: Path, name: str) -> Iterator[Face]:
 def fault_of_face(face: Face, characters: str) -> str | None:
     """Return why a face does not have a real glyph for each character; None if it does.
 
-    A character without a glyph is drawn as .notdef, which is what an unassigned code point is drawn as.
+    Fonts draw .notdef for a character without a glyph, as for a code point that is not a character.
     """
     try:
         font = open_font(face.path, face.index, 64)
@@ -70,11 +70,11 @@ def _mask(font: ImageFont.FreeTypeFont, character: str) -> tuple[tuple[int, int]
 
 
 def fault_of_images(images: Images, labels: Sequence[int]) -> str | None:
-    """Return why images of a face do not determine their labels; None if they do.
+    """Return why the images of a face cannot be used: they are too small, or equal for two classes. None if they can.
 
     Args:
-        images: (characters, side, side), one for each character.
-        labels: the classes of the characters. Equal images with one label are allowed.
+        images: (characters, side, side), one for each character. The median height must be a quarter of the side.
+        labels: the class of each character. Equal images are allowed within a class.
     """
     side = images.shape[1]
     heights = (images.max(axis=2) > 64).sum(axis=1)
@@ -88,7 +88,7 @@ def fault_of_images(images: Images, labels: Sequence[int]) -> str | None:
 
 
 def first_of_equals(images: Sequence[Images]) -> list[bool]:
-    """Return for each face whether no earlier face has the same images."""
+    """Return for each face whether all earlier faces have other images."""
     seen: set[bytes] = set()
     first = []
     for image in images:
@@ -99,22 +99,27 @@ def first_of_equals(images: Sequence[Images]) -> list[bool]:
 
 
 def differences(images: Images) -> NDArray[np.float64]:
-    """Return the difference of each pair of faces, (faces, faces): 0 for equal images, 1 for those without overlap.
+    """Return the difference of each pair of faces, (faces, faces): 0 for equal images, 1 for images without overlap.
 
-    It is |a - b|² / (|a|² + |b|²), where a and b are all pixels of a face.
+    It is |a - b|² / (|a|² + |b|²), where a and b are all pixels of a face. The products are sums of integers below 2⁵³,
+    so float64 has them exactly, and the split is the same on every processor.
+
+    Args:
+        images: (faces, characters, side, side).
     """
-    flat = images.reshape(len(images), -1).astype(np.float32) / 255
-    products = (flat @ flat.T).astype(np.float64)
+    products = np.zeros((len(images), len(images)))
+    for character in range(images.shape[1]):  # one by one, for less memory
+        pixels = images[:, character].reshape(len(images), -1).astype(np.float64)
+        products += pixels @ pixels.T
     squares = np.diag(products)
-    totals = squares[:, None] + squares[None, :]
-    return np.asarray(np.clip(1 - 2 * products / totals, 0, 1))
+    return np.asarray(1 - 2 * products / (squares[:, None] + squares[None, :]))
 
 
 def groups_of(families: Sequence[str], alike: Iterable[tuple[int, int]]) -> list[list[int]]:
     """Return the groups of faces that must stay on one side of the split, each in ascending order.
 
-    Faces are in one group if the names of their families begin with the same word, as those of DejaVu Sans and DejaVu
-    Serif do, or if they look alike; also through other faces.
+    Two faces are in one group if the names of their families begin with the same word, as DejaVu Sans and DejaVu Serif
+    do, if they look alike, or if a chain of such pairs connects them.
 
     Args:
         families: the family of each face.
@@ -140,7 +145,7 @@ def groups_of(families: Sequence[str], alike: Iterable[tuple[int, int]]) -> list
 
 
 def first_word(family: str) -> str:
-    """Return the first word of a family's name in small letters: FreeSans and Free Sans give the same one."""
+    """Return the first word of a family's name in lower case: `free` for FreeSans and for Free Sans."""
     word = family.split(maxsplit=1)[0] if family.split() else ""
     end = next((k for k in range(1, len(word)) if word[k].isupper() and word[k - 1].islower()), len(word))
     return word[:end].lower()
@@ -149,12 +154,13 @@ def first_word(family: str) -> str:
 def split_groups(groups: Sequence[Sequence[int]], names: Sequence[str], test_fraction: float) -> list[bool]:
     """Return for each face whether it is for testing.
 
-    Groups are drawn by the SHA-256 of the name of their first face. A group that would exceed the fraction is skipped.
+    Groups are taken in the order of the SHA-256 of their first face's name. A group is skipped if it would exceed the
+    fraction.
 
     Args:
         groups: faces that stay together.
         names: the name of each face.
-        test_fraction: the most faces for testing, as a fraction of all.
+        test_fraction: largest number of faces for testing, as a fraction of all faces.
     """
     in_test = [False] * len(names)
     most = int(test_fraction * len(names))

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 _OVERSAMPLING = 4
-"""Characters are drawn this many times larger, and averaged after they are rotated."""
+"""Characters are drawn this many times larger, rotated, and then averaged."""
 _FILLED = 0.82
-"""Part of the image's side that the largest extent of a face fills."""
+"""Size of a face's characters, the larger of height and width, as a fraction of the image's side."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Placement:
 
 
 def placement_of(name: str, character: str, copy: int) -> Placement:
-    """Return the placement of a copy, which depends on nothing but the arguments.
+    """Return the placement of a copy, which depends only on the arguments.
 
-    The rotation is uniform within ±15 degrees, the scale within 0.8 … 1, and each shift within ±8 % of the side.
+    The rotation is uniform in ±15 degrees, the scale in 0.8 … 1, and each shift in ±8 % of the side.
 
     Args:
         name: name of the face.
@@ -43,10 +43,10 @@ def placement_of(name: str, character: str, copy: int) -> Placement:
 
 
 def degraded(image: NDArray[np.uint8], name: str, character: str, copy: int) -> NDArray[np.uint8]:
-    """Return an image with less contrast and with noise, which depend on nothing but the arguments.
+    """Return an image with less contrast and with noise, which depend only on the arguments.
 
-    A pixel p becomes g + c p + n, clipped to 0 … 255: the contrast c is uniform within 0.35 … 1, the background g
-    within 0 … 255 (1 - c), and the noise n is triangular within ±s, where s is uniform within 0 … 100 for each image.
+    A pixel p becomes g + c p + n, rounded and clipped to 0 … 255. For each image, the contrast c is uniform in
+    0.35 … 1, the background g in 0 … 255 (1 - c), and s in 0 … 100. For each pixel, the noise n is triangular in ±s.
 
     Args:
         image: (side, side).
@@ -68,7 +68,7 @@ def _generator(*key: str | int) -> np.random.Generator:
 
 
 def open_font(path: Path, index: int, size: float) -> ImageFont.FreeTypeFont:
-    """Open a face with PIL's own layout, which does not depend on further libraries. Raises OSError."""
+    """Open a face with PIL's basic layout, which uses no other library. Raises OSError if it cannot be read."""
     return ImageFont.truetype(path, size, index, layout_engine=ImageFont.Layout.BASIC)
 
 
@@ -77,8 +77,8 @@ class GlyphPainter:
 
     Args:
         path: font file.
-        index: place of the face in a collection.
-        characters: they fit into the image together.
+        index: position of the face in a collection.
+        characters: the size is chosen so that each of them fits into the image.
         side: side of the images in pixels.
 
     Raises:
@@ -113,7 +113,7 @@ class GlyphPainter:
 
 
 def _affine(placement: Placement, side: int) -> tuple[float, float, float, float, float, float]:
-    """Return the map from places of the result to places of the drawing: x, y → a x + b y + c, d x + e y + f."""
+    """Return (a, b, c, d, e, f): point (x, y) of the result is point (a x + b y + c, d x + e y + f) of the drawing."""
     angle = math.radians(placement.rotation_degrees)
     a, b = math.cos(angle) / placement.scale, math.sin(angle) / placement.scale
     x, y = side / 2 + placement.shift[0] * side, side / 2 + placement.shift[1] * side

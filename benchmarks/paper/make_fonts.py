@@ -4,21 +4,21 @@ python -m benchmarks.paper.make_fonts                    62 classes: A-Z, a-z, 0
 python -m benchmarks.paper.make_fonts --classes 26       the letters without their case
 
 Each face of each font draws each character. The packages are listed in font_packages.toml. `apt-get download` fetches
-them without installing them, and they are unpacked into the user's cache. A face is used if it has a separate, not
-empty glyph for each class, and draws other images than each face before it.
+them without installing them, and they are unpacked into the user's cache. A face is used if it has a glyph for each
+character, no two classes look the same, and no earlier face draws the same images.
 
 Some families are for testing, all others for training. The faces of a family stay on one side, as do families whose
-names begin with the same word and families with faces that look alike (`font_faces.groups_of`): a bold face of a
+names begin with the same word and families with faces that look alike (`font_faces.groups_of`). So a bold face of a
 training family, or a copy of it under another name, is never tested.
 
-Each copy of an image has another rotation, scale, shift, contrast and noise, functions of the face, the character and
-the copy (`placement_of` and `degraded` in glyph_images). Test images are drawn likewise. o and O differ in size only,
-and in many faces I, l and 1 or O and 0 differ little, so some errors cannot be avoided.
+Each copy of an image has its own rotation, scale, shift, contrast and noise, which depend only on face, character and
+copy (`placement_of` and `degraded` in glyph_images). Test images are drawn in the same way. o and O differ only in
+size, and in many faces I, l and 1 or O and 0 differ little, so some errors cannot be avoided.
 
-The folder also has about.json, with the packages and their versions, the families of both sides, counts, and the
-SHA-256 of each file, and contact_sheet.png. The same packages and the same Pillow and FreeType give the same bytes.
-The download has 142 MB, the unpacked packages take 400 MB in the cache, and the set takes 125 MB. Two busy cores need
-five minutes. A second call with the same options only checks the files.
+The folder also has contact_sheet.png, a picture of some images, and about.json, with the packages and their versions,
+the families of both sides, counts, and the SHA-256 of each file. The same packages and the same versions of Pillow and
+FreeType give the same bytes. The download is 142 MB, the unpacked packages take 400 MB in the cache, and the set takes
+125 MB. On two busy cores it is made in five minutes. A second call with the same options only checks the files.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, features
 from PIL import __version__ as pillow_version
 
@@ -46,6 +45,7 @@ from benchmarks.paper.array_folder import describe, is_complete, write_arrays
 from benchmarks.paper.debian_packages import Packages, unpacked
 from benchmarks.paper.font_faces import (
     Face,
+    Images,
     differences,
     fault_of_face,
     fault_of_images,
@@ -57,25 +57,24 @@ from benchmarks.paper.font_faces import (
 from benchmarks.paper.glyph_images import GlyphPainter, degraded, placement_of
 from benchmarks.paper.training import ROOT
 from hvd_batchgrow.config.source_specs import ReportProgress
-from hvd_batchgrow.messages.errors import ExitCode, JobError, RunError
+from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError, RunError
 from hvd_batchgrow.observers.console import PlainConsole
 from hvd_batchgrow.observers.progress import work_progress
 from hvd_batchgrow.storage.toml_file import read_toml
 
 PACKAGES = Path(__file__).with_name("font_packages.toml")
 _ALIKE = 0.03
-"""Faces that differ by less are of one family: Arimo and Liberation Sans, not Helvetica's imitations by others."""
+"""Faces with a smaller difference look alike: Arimo and Liberation Sans do, imitations of Helvetica do not."""
 _FORMAT = 1
 """Incremented whenever the same options give other images."""
 _SHEET_ROWS = 24
 
 _Result = TypeVar("_Result")
-Images = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Options:
-    """What decides the images, apart from the versions of the packages."""
+    """All that determines the images, except the versions of packages and programs."""
 
     classes: int
     size: int
@@ -142,7 +141,7 @@ def make(options: Options, out: Path, report: ReportProgress) -> None:
 
 
 def _workers() -> ProcessPoolExecutor:
-    """Return at most two processes that yield the processor to others."""
+    """Return one or two processes of low priority."""
     count = min(2, len(os.sched_getaffinity(0)))
     return ProcessPoolExecutor(count, get_context("spawn"), initializer=os.nice, initargs=(10,))
 
@@ -158,16 +157,18 @@ def _with_progress(report: ReportProgress, what: str, results: Iterable[_Result]
 
 def _checked(face: Face, characters: str, labels: Sequence[int], size: int) -> Images | str:
     """Return the upright images of a face, or why it cannot be used."""
-    fault = fault_of_face(face, characters)
-    if fault is not None:
+    if fault := fault_of_face(face, characters):
         return fault
-    painter = GlyphPainter(face.path, face.index, characters, size)
-    images = np.stack([painter.draw(character) for character in characters])
+    try:
+        painter = GlyphPainter(face.path, face.index, characters, size)
+        images = np.stack([painter.draw(character) for character in characters])
+    except (OSError, ValueError) as error:  # at another size than in `fault_of_face`
+        return f"cannot be drawn: {error}"
     return fault_of_images(images, labels) or images
 
 
 def _usable(faces: Sequence[Face], checked: Sequence[Images | str]) -> tuple[list[Face], Images, Mapping[str, int]]:
-    """Return the faces that can be used, their upright images, and how many others there are for each reason."""
+    """Return the faces that can be used, their upright images, and the number of other faces by reason."""
     good = [(face, found) for face, found in zip(faces, checked, strict=True) if not isinstance(found, str)]
     is_first = first_of_equals([images for _, images in good])
     kept = [pair for pair, first in zip(good, is_first, strict=True) if first]
@@ -191,7 +192,7 @@ def _split(faces: Sequence[Face], upright: Images, test_fraction: float) -> list
 
 
 def _copies(face: Face, copies: int, characters: str, size: int) -> Images:
-    """Return the images of a face, (copies · characters, size, size): all characters of the first copy first."""
+    """Return the images of a face, (copies · characters, size, size), copy by copy."""
     painter = GlyphPainter(face.path, face.index, characters, size)
     images = []
     for copy in range(copies):
@@ -212,7 +213,7 @@ def _side(name: str, images: Sequence[Images], in_test: Sequence[bool], test: bo
 def _about(
     options: Options, packages: Packages, faces: Sequence[Face], in_test: Sequence[bool], reasons: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Return what about.json says beside the options and the files."""
+    """Return the entries of about.json besides the options and the files."""
     characters = options.characters
     sides: dict[str, Any] = {}
     for name, test in (("train", False), ("test", True)):
@@ -235,7 +236,7 @@ def _about(
 
 
 def contact_sheet(images: Sequence[Images], in_test: Sequence[bool], characters: int) -> Image.Image:
-    """Return a picture with the first copy of some faces, one a row: first of training, below a line of testing."""
+    """Return a picture of the first copy of some faces, a row for each: training above a white line, testing below."""
     parts = []
     for test in (False, True):
         side = [found for found, is_test in zip(images, in_test, strict=True) if is_test == test]
@@ -254,26 +255,49 @@ def parse() -> tuple[Options, Path]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, help="folder to write; default: build/data/fonts62 or fonts26")
-    parser.add_argument("--classes", type=int, choices=(62, 26), default=62, help="26: upper and lower case are alike")
-    parser.add_argument("--size", type=_at_least(12), default=28, help="side of the images in pixels, from 12 on")
-    parser.add_argument("--copies", type=_at_least(1), default=2, help="training images per face and character")
-    parser.add_argument("--test-copies", type=_at_least(1), default=1, help="test images per face and character")
-    parser.add_argument("--test-fraction", type=float, default=0.15, help="the most faces for testing, of all faces")
-    parser.add_argument("--packages", type=Path, default=PACKAGES, help="another list like font_packages.toml")
+    parser.add_argument(
+        "--classes",
+        type=int,
+        choices=(62, 26),
+        default=62,
+        help="26: letters, whose two cases are one class; default: 62",
+    )
+    parser.add_argument("--size", type=_at_least(12), default=28, help="side of the images, >= 12 pixels; default: 28")
+    parser.add_argument(
+        "--copies", type=_at_least(1), default=2, help="training images per face, character; default: 2"
+    )
+    parser.add_argument("--test-copies", type=_at_least(1), default=1, help="test images, likewise; default: 1")
+    parser.add_argument(
+        "--test-fraction", type=float, default=0.15, help="largest fraction of the faces for testing; default: 0.15"
+    )
+    parser.add_argument("--packages", type=Path, default=PACKAGES, help="file like font_packages.toml, the default")
     values = parser.parse_args()
     if not 0 < values.test_fraction < 1:
         parser.error(f"--test-fraction must be between 0 and 1, not {values.test_fraction}")
     try:
-        tree = read_toml(values.packages)
+        packages, excluded = read_packages(values.packages)
     except JobError as error:
         parser.error(str(error))
-    packages, excluded = (tuple(tree.get(key, ())) for key in ("packages", "excluded_families"))
-    if not packages:
-        parser.error(f"{values.packages} has no list `packages`")
     options = Options(
         values.classes, values.size, values.copies, values.test_copies, values.test_fraction, packages, excluded
     )
     return options, values.out or ROOT / f"build/data/fonts{values.classes}"
+
+
+def read_packages(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the packages and the excluded families of a file like font_packages.toml.
+
+    Raises:
+        JobError: it cannot be read, has no packages, or has an entry that is not a list of texts.
+    """
+    tree = read_toml(path)
+    lists = [tree.get(key, []) for key in ("packages", "excluded_families")]
+    for key, found in zip(("packages", "excluded_families"), lists, strict=True):
+        if not (isinstance(found, list) and all(isinstance(item, str) for item in found)):
+            raise JobError([Fault(key, f"must be a list of texts, got {found!r}")], str(path))
+    if not lists[0]:
+        raise JobError([Fault("packages", "must name at least one package")], str(path))
+    return tuple(lists[0]), tuple(lists[1])
 
 
 def _at_least(least: int) -> Callable[[str], int]:

@@ -29,10 +29,10 @@ from benchmarks.paper.font_faces import (
     split_groups,
 )
 from benchmarks.paper.glyph_images import GlyphPainter, Placement, degraded, placement_of
-from benchmarks.paper.make_fonts import Options
+from benchmarks.paper.make_fonts import PACKAGES, Options, read_packages
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.arrays import npy
-from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.messages.errors import JobError, RunError
 
 FONTS = Path(matplotlib.get_data_path()) / "fonts/ttf"
 CHARACTERS = string.ascii_letters + string.digits
@@ -98,6 +98,28 @@ def test_the_difference_of_faces() -> None:
 )
 def test_the_first_word_of_a_family(family: str, word: str) -> None:
     assert first_word(family) == word
+
+
+def test_the_difference_does_not_depend_on_the_order_of_sums() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 62, 28, 28), np.uint8)
+    a, b = (image.astype(object).ravel() for image in images[:2])  # Python's integers
+    exact = 1 - 2 * float((a * b).sum()) / float((a * a).sum() + (b * b).sum())
+    assert differences(images)[0, 1] == differences(images[:, ::-1, ::-1])[0, 1] == exact
+
+
+def test_a_list_of_packages_must_be_one(tmp_path: Path) -> None:
+    packages, excluded = read_packages(PACKAGES)
+    assert "fonts-agave" in packages
+    assert "Skull Capz BRK" in excluded
+    path = tmp_path / "list.toml"
+    for text, message in (
+        ('packages = "fonts-agave"', "packages: must be a list of texts, got 'fonts-agave'"),
+        ('packages = ["a"]\nexcluded_families = [3]', "excluded_families: must be a list of texts"),
+        ("", "packages: must name at least one package"),
+    ):
+        path.write_text(text)
+        with pytest.raises(JobError, match=message):
+            read_packages(path)
 
 
 def test_families_of_one_name_and_faces_that_look_alike_are_one_group() -> None:
