@@ -183,8 +183,8 @@ class ModelSection(Section):
     dropout: Fraction = 0.0
     """Dropout probability: in dense7 after each hidden layer, in a wrn between the convolutions of a block."""
     shakedrop: Fraction = 0.0
-    """Probability that ShakeDrop perturbs a sample in the last residual block of a wrn or a CIFAR ResNet; it rises
-    linearly with the depth. 0: no ShakeDrop."""
+    """Probability that ShakeDrop perturbs a sample in the last of the L residual blocks of a wrn or a CIFAR ResNet; in
+    block l it is l/L times as large. 0: no ShakeDrop."""
     classifier: Literal["linear", "hadamard"] = "linear"
     """Last layer of a network of this package. hadamard: its weight is a fixed Hadamard matrix, its input is normalized
     to length 1, and only one scale and the biases are trained and all-reduced."""

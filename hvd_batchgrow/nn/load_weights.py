@@ -27,9 +27,8 @@ def load_weights(model: nn.Module, file: WeightsFile, num_classes: int, *, allow
         model: changed in place, if everything fits.
         file: from `read_weights`.
         num_classes: number of classes of the data.
-        allow_new_head: a classifier whose number of classes in the file differs, that the file does not have, or that
-            is linear in the file and Hadamard in the network or the reverse, keeps its values. Otherwise this is a
-            fault.
+        allow_new_head: whether a classifier keeps its values if the file does not have it, has it with another number
+            of classes, or has the other kind of classifier, linear or Hadamard. False: each of these is a fault.
 
     Returns:
         Notes for the user.
@@ -114,7 +113,7 @@ def _classifiers(model: nn.Module, num_classes: int) -> Iterator[list[str]]:
 
 
 def _is_other_head(names: list[str], own: Mapping[str, Tensor], values: Mapping[str, Any]) -> bool:
-    """Return whether a file has a classifier with another number of rows, or does not have this classifier."""
+    """Return whether a file lacks a classifier, or has one of the other kind or with another number of rows."""
     found = [(own[name], values[name]) for name in names if name in values]
     if not found or _of_other_kind(names, values):
         return True
@@ -123,9 +122,9 @@ def _is_other_head(names: list[str], own: Mapping[str, Tensor], values: Mapping[
 
 
 def _of_other_kind(names: list[str], values: Mapping[str, Any]) -> set[str]:
-    """Return the tensor in a file that only another kind of this classifier has; empty if it is of the same kind.
+    """Return the name of the tensor that only the other kind of a classifier has, if a file has it; otherwise nothing.
 
-    A linear classifier has a weight and no scale; a Hadamard classifier has a scale, and its weight is in no file.
+    A linear classifier has a weight and no scale. A Hadamard classifier has a scale, and files do not have its weight.
     """
     path = names[0].rpartition(".")[0]
     weight, scale = (f"{path}.{name}".removeprefix(".") for name in ("weight", "scale"))

@@ -150,7 +150,7 @@ def test_an_empty_batch_has_no_logits_and_gradients_of_zeros() -> None:
 def test_it_replaces_the_linear_classifier_of_each_network_and_nothing_else(name: str) -> None:
     linear, fixed = build(name), build(name, classifier="hadamard")
     trained = dict(fixed.named_parameters())
-    assert {"classifier.scale", "classifier.bias"} == trained.keys() - linear.state_dict().keys() | {"classifier.bias"}
+    assert trained.keys() - dict(linear.named_parameters()).keys() == {"classifier.scale"}
     assert linear.state_dict().keys() - fixed.state_dict().keys() == {"classifier.weight"}  # no checkpoint has it
     for path, value in linear.state_dict().items():
         if not path.startswith("classifier"):
@@ -222,15 +222,12 @@ def test_own_networks_and_numbers_are_refused() -> None:
     )
     data = {"source": "csv", "root": ".", "num_samples": 300}
     tree = job_tree(task={"name": "regression"}) | {"data": data}
-    for name in ("linear", "hadamard"):
-        model = {"name": "dense7", "ghost_batch": 4, "classifier": name}
-        if name == "linear":
-            parse_job({**tree, "model": model})
-            continue
-        with pytest.raises(JobError, match=re.escape(fault)):
-            parse_job({**tree, "model": model})
+    model = {"name": "dense7", "ghost_batch": 4, "classifier": "hadamard"}
+    with pytest.raises(JobError, match=re.escape(fault)):
+        parse_job({**tree, "model": model})
+    parse_job({**tree, "model": model | {"classifier": "linear"}})
     parse_job({**tree, "task": {"name": "multi_label"}, "model": model})
-    with pytest.raises(JobError, match=r"model.classifier: must be 'linear' or 'hadamard', got 'Hadamard'|nearest"):
+    with pytest.raises(JobError, match=r"model.classifier: must be 'linear' or 'hadamard', got 'Hadamard'"):
         job_of("dense7", classifier="Hadamard")
 
 

@@ -205,11 +205,13 @@ def test_a_network_scales_the_residual_of_each_block(name: str) -> None:
         module.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
     set_sample_keys(keyed_modules(model), keys(8))
     model(x)
+    assert len(seen) == 3
     for place, (residual, output) in enumerate(seen):
         expected = torch.from_numpy(factors(keys(8), place, 0.9 * (place + 1) / 3)[0]).float()
         torch.testing.assert_close(output, residual * expected.view(-1, 1, 1, 1))
     seen.clear()
     model.eval()(x)
+    assert len(seen) == 3
     for place, (residual, output) in enumerate(seen):
         torch.testing.assert_close(output, residual * (1 - 0.3 * (place + 1)))
 

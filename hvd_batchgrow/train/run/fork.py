@@ -21,8 +21,8 @@ _FIXED = frozenset(
     {
         # they decide the order of samples, which the run continues, and which samples it must not have trained on
         *("seed", "data.num_samples", "data.validation_fraction", "data.num_validation"),
-        *("model.name", "model.kwargs", "model.channels", "model.classifier"),  # saved tensors
-        *("optim.name", "update.ema_samples"),  # saved tensors too
+        # they decide which tensors the checkpoint has
+        *("model.name", "model.kwargs", "model.channels", "model.classifier", "optim.name", "update.ema_samples"),
         *("model.freeze", "optim.groups", "optim.layer_decay"),  # they order the optimizer's saved state
         *("model.pretrained", "model.allow_new_head"),  # the checkpoint has the weights
     }
