@@ -188,6 +188,7 @@ def work(model_name: str, micro_batch: int, turns: int) -> None:
     """Run a rank of the scaling measurement. Rank 0 prints samples/s of each turn, for both variants."""
     import torch
 
+    from benchmarks.overlap import AfterBackward
     from hvd_batchgrow.comm.backend import connect
     from hvd_batchgrow.job_file import parse_job
     from hvd_batchgrow.nn.build import build_model
@@ -196,13 +197,6 @@ def work(model_name: str, micro_batch: int, turns: int) -> None:
     from hvd_batchgrow.train.update.engine import UpdateEngine
     from hvd_batchgrow.train.update.forward import MicroBatch
     from hvd_batchgrow.train.update.gradients import GradientBuckets
-
-    class AfterBackward(GradientBuckets):
-        """Buckets whose all-reduces begin only after the backward pass."""
-
-        def start_when_ready(self, divisor: float) -> None:
-            super().start_when_ready(divisor)
-            self._armed = False
 
     keep_freed_memory()
     torch.set_num_threads(1)

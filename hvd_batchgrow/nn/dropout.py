@@ -53,7 +53,7 @@ class KeyedDropout(KeyedModule):
         """Return whether each part of x stays, in a shape that broadcasts to x."""
         kept = {"value": x.dim(), "channel": 2, "sample": 1}[self.unit]
         shape = (*x.shape[:kept], *[1] * (x.dim() - kept))
-        bits = self.random_bits(len(x), math.prod(shape[1:]), x.device)
+        bits = self.random_bits(x.shape[0], math.prod(shape[1:]), x.device)
         if bits is None:
             return torch.rand(shape, device=x.device) >= self.p
         return (bits >= fewest_bits(self.p)).view(shape)
