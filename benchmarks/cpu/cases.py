@@ -33,7 +33,7 @@ def case_of(name: str, *, is_tiny: bool) -> Case:
     if name == "wrn":
         network, side = ("wrn_10_1", 16) if is_tiny else ("wrn_16_4", 32)
         data = generated | {"shape": [side, side, 3], "crop_padding": 4, "hflip": True}
-        batches = ((128, 1),) if is_tiny else ((128, 1), (512, 1))
+        batches = ((128, 1),) if is_tiny else ((128, 1), (256, 1))
         return Case(network, {"name": network, "ghost_batch": MICRO_BATCH}, data, (side, side, 3), batches)
     model = {"name": "small_conv_net", "channels": [16, 32, 32, 64, 64], "ghost_batch": MICRO_BATCH}
     own = generated | {"shape": [28, 28, 1]} if is_tiny else {"source": "fashion_mnist"}
