@@ -76,6 +76,9 @@ class Contestant:
     def close(self) -> None:
         """End all its processes."""
         processes = _tree(self._process.pid)
+        assert self._process.stdin is not None
+        with suppress(OSError):
+            self._process.stdin.close()  # ends `train`, which waits for its turn and would take SIGTERM as a request
         self._process.terminate()
         self._signal_all(signal.SIGCONT)
         with suppress(subprocess.TimeoutExpired):
