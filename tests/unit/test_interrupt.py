@@ -39,7 +39,7 @@ def interrupted(words: list[str], stage: str, *, cwd: Path) -> tuple[int, str]:
     ("command", "stage"),
     [
         (["plan"], "pydantic"),
-        (["plan"], "numpy"),
+        (["plan"], "tomli_w"),
         (["probe"], "torch"),
         (["verify"], "hvd_batchgrow.verification.verify"),
         (["submit", "--nodes-max", "1", "--dry-run"], "hvd_batchgrow.schedule.cost.probe_file"),
