@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from benchmarks.paper.studies import STUDIES
+from benchmarks.paper.studies import STUDIES, TABLES
 from benchmarks.paper.tables import markdown, read_runs, replace_table
 from benchmarks.paper.training import ROOT, Trainer, tasks_of
 
@@ -28,11 +28,11 @@ def main() -> int:
 
 def write(results: Path) -> int:
     """Write the tables of all studies into their pages."""
-    for study in STUDIES.values():
-        runs = read_runs(study, results)
-        page = ROOT / "docs" / study.page
-        page.write_text(replace_table(page.read_text(), study.name, markdown(study, runs)))
-        print(f"{page.relative_to(ROOT)}: table of {len(runs)} runs")
+    for table in TABLES:
+        runs = read_runs(table.study, results)
+        page = ROOT / "docs" / table.page
+        page.write_text(replace_table(page.read_text(), table.name, markdown(table, runs)))
+        print(f"{page.relative_to(ROOT)}: table {table.name} of {len(runs)} runs")
     return 0
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from benchmarks.paper.kept_files import ENDING, pack
-from benchmarks.paper.studies import Arm, Study
+from benchmarks.paper.studies.study import Arm, Study
 
 ROOT = Path(__file__).parents[2]
 STOPPED = 75
@@ -46,7 +46,7 @@ class Task:
         command = "twin" if self.arm.has_twin else "train"
         changes = {**self.study.changes, **self.arm.changes}
         return [
-            *(sys.executable, "-m", "hvd_batchgrow.cli", command, f"jobs/{self.arm.job}.toml"),
+            *(sys.executable, "-m", "hvd_batchgrow.cli", command, self.arm.job),
             *("--resume", "auto", "--seed", str(self.seed), "--name", self.runs[0]),
             *("--runs-dir", str(work / self.study.name)),
             *(word for key, value in changes.items() for word in (f"--{key.replace('_', '-')}", value)),
@@ -60,7 +60,7 @@ def tasks_of(studies: Iterable[Study], seeds: Sequence[int]) -> Iterator[Task]:
         studies: what to train.
         seeds: these instead of the studies' own; empty: the studies' own.
     """
-    found = [Task(study, arm, seed) for study in studies for arm in study.arms for seed in seeds or study.seeds]
+    found = [Task(study, arm, seed) for study in studies for arm in study.arms for seed in seeds or study.seeds_of(arm)]
     return iter(sorted(found, key=lambda task: task.seed))
 
 

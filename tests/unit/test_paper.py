@@ -15,7 +15,8 @@ import tomli_w
 
 from benchmarks.paper import training
 from benchmarks.paper.kept_files import pack, unpack
-from benchmarks.paper.studies import STUDIES, Arm, Study
+from benchmarks.paper.studies import STUDIES, TABLES
+from benchmarks.paper.studies.study import Arm, Study, Table, keys
 from benchmarks.paper.tables import interval_text, markdown, read_runs, replace_table
 from benchmarks.paper.training import STOPPED, Task, Trainer, tasks_of
 from hvd_batchgrow.config.types import Section
@@ -24,7 +25,9 @@ from hvd_batchgrow.results.statistics import paired_difference
 from tests.helpers import job_tree, plan_tree, small_source, write_idx_folder
 
 ROOT = Path(__file__).parents[2]
-STUDY = Study("study", (Arm("a", "job", has_twin=True), Arm("b", "job", {"optim.lr": "0.2"})), (0, 1), {}, "page.md")
+STUDY = Study(
+    "study", (Arm("a", "jobs/job.toml", has_twin=True), Arm("b", "jobs/job.toml", keys(optim__lr="0.2"))), (0, 1)
+)
 
 
 def write_run(folder: Path, name: str, updates: int, accuracy: float) -> Path:
@@ -48,7 +51,13 @@ def test_each_arm_is_a_job_that_can_be_planned(name: str) -> None:
         _, overrides = split_overrides(words[words.index("work/" + name) + 1 :])
         job = load_job(ROOT / words[4], overrides)
         assert isinstance(job, Section)
-        assert (ROOT / "docs" / study.page).exists()
+
+
+def test_each_table_has_its_place_in_a_page() -> None:
+    assert len({table.name for table in TABLES}) == len(TABLES)
+    for table in TABLES:
+        assert table.arms
+        replace_table((ROOT / "docs" / table.page).read_text(), table.name, "new")
 
 
 def test_seeds_come_one_after_the_other_so_that_all_arms_have_one_early() -> None:
@@ -78,7 +87,7 @@ def test_the_table_has_means_and_paired_intervals(tmp_path: Path) -> None:
         *(("b-seed0", 30, 0.88), ("b-seed1", 40, 0.89)),
     ):
         pack(write_run(tmp_path, name, updates, accuracy), results)
-    first, second = markdown(STUDY, read_runs(STUDY, results.parent)).splitlines()[2:]
+    first, second = markdown(Table("t", STUDY, "page.md"), read_runs(STUDY, results.parent)).splitlines()[2:]
     assert first.split(" | ")[:5] == ["| `a`", "2", "600", "10", "91.00 %"]
     # Differences −1 and +1: mean 0, s = √2, and t(0.975, 1) = 12.706 times s/√2 = 1.
     assert first.split(" | ")[6:] == ["20", "91.00 %", "+0.00 (−12.71 to +12.71) |"]

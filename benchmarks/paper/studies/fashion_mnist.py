@@ -1,0 +1,86 @@
+"""The papers' claims on Fashion-MNIST, with the quickstart's network and schedule: docs/results.md."""
+
+from __future__ import annotations
+
+from benchmarks.paper.studies.study import Arm, Study, Table, keys
+
+PAGE = "results.md"
+MARGIN = 0.3
+FIVE = (5, 6, 7, 8, 9)
+QUIET = keys(logging__tensorboard="false")
+
+DECAY, HYBRID, GROW, LATE = (f"jobs/fashion_mnist_{name}.toml" for name in ("decay", "hybrid", "grow", "late"))
+GROW_LR, GROW_MOMENTUM = "jobs/fashion_mnist_grow_lr.toml", "jobs/fashion_mnist_grow_momentum.toml"
+ADABATCH, ADAM, RESNET = (
+    f"benchmarks/paper/jobs/fashion_mnist_{name}.toml" for name in ("adabatch", "adam", "resnet8")
+)
+FIXED = keys(schedule__batch_factor="1", schedule__lr_factor="0.375")
+"""AdaBatch's comparison: the learning rate alone decays."""
+LARGE = keys(schedule__global_batch="4096", schedule__warmup_epochs="2", optim__lr="3.2")
+"""The last batch of AdaBatch from the start, with the learning rate multiplied by as much (Goyal et al. 2017)."""
+
+
+def _ghost(ghost: int) -> dict[str, str]:
+    return keys(model__ghost_batch=str(ghost), layout__max_micro_batch=str(ghost))
+
+
+def _policies(prefix: str, **changes: str) -> tuple[Arm, ...]:
+    """Return decay, hybrid and growth with a variant of SGD."""
+    jobs = (("decay", DECAY), ("hybrid", HYBRID), ("grow", GROW))
+    return tuple(Arm(f"{prefix}_{policy}", job, keys(**changes)) for policy, job in jobs)
+
+
+ABLATION = Study(
+    "ablation",
+    (
+        Arm("decay", DECAY),
+        Arm("grow", GROW),
+        *(Arm(f"max_batch_{batch}", GROW, keys(schedule__max_batch=str(batch))) for batch in (640, 1280, 2560)),
+        Arm("late", LATE),
+        Arm("late_1280", LATE, keys(schedule__max_batch="1280")),
+        Arm("precise_bn", GROW, keys(model__precise_bn_samples="12800"), has_twin=True),
+        Arm("no_momentum", GROW, keys(optim__momentum="0", optim__lr="1.0"), has_twin=True),
+        Arm("ghost_32", GROW, _ghost(32), has_twin=True),
+        Arm("ghost_128", GROW, _ghost(128), has_twin=True),
+    ),
+    seeds=(0, 1, 2, 3, 4),
+    changes=QUIET | keys(data__validation_fraction="0.1"),
+)
+"""Why growth ends below its twin. Choices are made on the validation set of these seeds."""
+
+ADAMW = keys(optim__name="adamw", optim__weight_decay="0.05")
+
+CLAIMS = Study(
+    "fashion_mnist",
+    (
+        Arm("decay", DECAY, seeds=FIVE),
+        Arm("hybrid", HYBRID, seeds=FIVE),
+        Arm("grow", GROW, seeds=FIVE),
+        Arm("late", LATE, seeds=FIVE),
+        Arm("adabatch_small", ADABATCH, FIXED, seeds=FIVE),
+        Arm("adabatch_large", ADABATCH, FIXED | LARGE, seeds=FIVE),
+        Arm("adabatch_grow", ADABATCH, seeds=FIVE),
+        Arm("grow_lr", GROW_LR),
+        Arm("grow_momentum", GROW_MOMENTUM),
+        Arm("grow_momentum_rescaled", GROW_MOMENTUM, keys(optim__rescale_momentum="true")),
+        Arm("grow_momentum_1280", GROW_MOMENTUM, keys(schedule__max_batch="1280")),
+        *_policies("nesterov", optim__nesterov="true"),
+        *_policies("no_momentum", optim__momentum="0", optim__lr="1.0"),
+        Arm("adam", ADAM, has_twin=True),
+        Arm("adam_hybrid", ADAM, keys(schedule__policy="hybrid", schedule__growing_boundaries="1")),
+        Arm("adam_seesaw", ADAM, keys(schedule__policy="seesaw")),
+        Arm("adamw", ADAM, ADAMW, has_twin=True),
+        Arm("adamw_per_epoch", ADAM, ADAMW | keys(optim__weight_decay_rule="per_epoch")),
+        Arm("hadamard", GROW, keys(model__classifier="hadamard"), has_twin=True),
+        Arm("resnet8", RESNET),
+        Arm("resnet8_shakedrop", RESNET, keys(model__shakedrop="0.5")),
+    ),
+    seeds=FIVE[:3],
+    changes=QUIET,
+)
+
+TABLES = (
+    Table("ablation", ABLATION, PAGE, dataset="validation", margin=MARGIN),
+    Table("ablation_test", ABLATION, PAGE, margin=MARGIN),
+    Table("momentum", CLAIMS, PAGE, ("decay", "hybrid", "grow", "late"), margin=MARGIN),
+)

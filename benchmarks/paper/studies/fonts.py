@@ -1,0 +1,21 @@
+"""The claims on a second set of images, characters of fonts: docs/results.md."""
+
+from __future__ import annotations
+
+from benchmarks.paper.studies.fashion_mnist import FIVE, MARGIN, PAGE, QUIET
+from benchmarks.paper.studies.study import Arm, Study, Table, keys
+
+JOB = "benchmarks/paper/jobs/fonts62_grow.toml"
+
+FONTS = Study(
+    "fonts62",
+    (
+        Arm("grow", JOB, has_twin=True),
+        Arm("hybrid", JOB, keys(schedule__policy="hybrid", schedule__growing_boundaries="1")),
+        Arm("late", "benchmarks/paper/jobs/fonts62_late.toml"),
+    ),
+    seeds=FIVE,
+    changes=QUIET,
+)
+
+TABLES = (Table("fonts62", FONTS, PAGE, margin=MARGIN),)

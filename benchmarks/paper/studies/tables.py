@@ -1,0 +1,26 @@
+"""The plateau rule on tables: docs/results.md."""
+
+from __future__ import annotations
+
+from benchmarks.paper.studies.fashion_mnist import MARGIN, PAGE, QUIET
+from benchmarks.paper.studies.study import Arm, Study, Table, keys
+
+
+def _plateau(name: str, batch: int) -> Study:
+    job = f"benchmarks/paper/jobs/{name}_plateau.toml"
+    return Study(
+        name,
+        (
+            Arm("reduce_lr", job, keys(schedule__max_batch=str(batch))),
+            Arm("grow_batch", job),
+            Arm("fixed", f"benchmarks/paper/jobs/{name}_grow.toml", has_twin=True),
+        ),
+        seeds=(0, 1, 2, 3, 4),
+        changes=QUIET,
+    )
+
+
+LETTER, SHUTTLE = _plateau("letter", 64), _plateau("shuttle", 128)
+TABLES = tuple(
+    Table(study.name, study, PAGE, ("reduce_lr", "grow_batch"), margin=MARGIN) for study in (LETTER, SHUTTLE)
+)
