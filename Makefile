@@ -1,4 +1,4 @@
-.PHONY: quickstart setup check test test-long coverage storm fuzz bench paper gpu-check format clean help
+.PHONY: quickstart setup check test test-long coverage storm fuzz bench paper paper-quick gpu-check format clean help
 
 JOB := jobs/fashion_mnist_quickstart.toml
 
@@ -43,6 +43,10 @@ paper:  ## train the studies of benchmarks/paper that docs/results lacks (hours;
 	@tools/setup.sh
 	@PATH="$$PWD/.venv/bin:$$PATH" python -m benchmarks.paper train
 	@PATH="$$PWD/.venv/bin:$$PATH" python -m benchmarks.paper write
+
+paper-quick:  ## try what paper does in about a minute: a small study, its table and its figures, in build/paper-quick
+	@tools/setup.sh
+	@PATH="$$PWD/.venv/bin:$$PATH" tools/paper_quick.sh
 
 gpu-check:  ## check and measure on a GPU, without a network: at most 8 minutes (docs/performance.md); ARGS="--rows wrn"
 	@PYTHON=.venv/bin/python; [ -x $$PYTHON ] || PYTHON=python3; $$PYTHON -m benchmarks.gpu $(ARGS)

@@ -71,4 +71,7 @@ step "tests/parallel under torchrun: what depends on the launcher"
 HVD_BATCHGROW_TEST_RANKS=2 timeout 1200 torchrun --standalone --no-python --nproc-per-node 2 \
     bash -c "$as_rank" "$scratch/torchrun" -m launcher tests/parallel
 
+step "make paper-quick: a small study, its table and its figures"
+tools/paper_quick.sh
+
 step "all passed, $(python -m tests.skips "$HVD_BATCHGROW_TEST_OUTCOMES")"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.paper.kept_files import ENDING, unpack
@@ -30,52 +30,65 @@ def read_runs(study: Study, results: Path) -> Runs:
     return found
 
 
+def runs_of(table: Table, name: str, runs: Runs) -> dict[int, RunFiles]:
+    """Return the runs of a row by seed."""
+    return {seed: runs[name, seed] for seed in table.study.seeds_of(table.rows[name]) if (name, seed) in runs}
+
+
 def markdown(table: Table, runs: Runs) -> str:
-    """Return a table with a row for each arm that has runs.
+    """Return the table, with a row for each arm that has runs.
 
     Differences are in percentage points of accuracy, between runs of the same seed, with a 95 % t interval. With a
-    margin, the 90 % interval of two one-sided tests at 5 % follows in brackets if it lies within the margin.
+    margin, the table says where two one-sided t tests at 5 % find that the difference is within it.
     """
-    reference = table.arms[0].name
+    reference = next(iter(table.rows))
     head = ["job", "n", "batch (first seed)", "updates", f"{table.dataset} accuracy", f"minus `{reference}`"]
-    if any(arm.has_twin for arm in table.arms):
+    if table.with_twins:
         head += ["twin's updates", "twin's accuracy", "minus twin"]
     lines = [f"| {' | '.join(head)} |", f"|---{'|---' * (len(head) - 1)}|"]
-    for arm in table.arms:
-        seeds = [seed for seed in table.study.seeds_of(arm) if (arm.name, seed) in runs]
-        if seeds:
-            lines.append(f"| {' | '.join(_row(table, arm, seeds, runs, len(head)))} |")
+    for name, arm in table.rows.items():
+        if found := runs_of(table, name, runs):
+            cells = [
+                f"`{name}`",
+                str(len(found)),
+                _batches(next(iter(found.values()))),
+                _updates(table, found, runs_of(table, reference, runs)),
+                _accuracy(table, found),
+                "" if name == reference else _difference(table, name, reference, runs),
+            ]
+            if table.with_twins:
+                cells += _twin_cells(table, arm, runs) if arm.has_twin else [""] * 3
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _row(table: Table, arm: Arm, seeds: Sequence[int], runs: Runs, columns: int) -> list[str]:
-    reference, twin = table.arms[0].name, f"{arm.name}-twin"
-    cells = [
-        f"`{arm.name}`",
-        str(len(seeds)),
-        _batches(runs[arm.name, seeds[0]]),
-        *_results(table, runs, arm.name, seeds),
-        "" if arm.name == reference else _difference(table, runs, arm.name, reference, seeds),
-    ]
-    if columns > len(cells) and arm.has_twin:
-        cells += [*_results(table, runs, twin, seeds), _difference(table, runs, arm.name, twin, seeds)]
-    return cells + [""] * (columns - len(cells))
+def _twin_cells(table: Table, arm: Arm, runs: Runs) -> list[str]:
+    twin = f"{arm.name}-twin"
+    found = {seed: runs[twin, seed] for seed in runs_of(table, arm.name, runs)}
+    return [f"{_mean_updates(found):,.0f}", _accuracy(table, found), _difference(table, arm.name, twin, runs)]
 
 
-def _results(table: Table, runs: Runs, name: str, seeds: Sequence[int]) -> list[str]:
-    """Return the mean updates and the mean accuracy of the runs of an arm."""
-    found = [runs[name, seed] for seed in seeds]
-    return [
-        f"{statistics.fmean(run.updates for run in found):,.0f}",
-        f"{statistics.fmean(accuracy(run, table.dataset) for run in found):.2f} %",
-    ]
+def _updates(table: Table, found: Mapping[int, RunFiles], reference: Mapping[int, RunFiles]) -> str:
+    """Return the mean updates, with a margin also how many times fewer than those of the reference."""
+    updates = _mean_updates(found)
+    fewer = _mean_updates(reference) / updates if reference else 1.0
+    return f"{updates:,.0f}" + (f" ({fewer:.2f}× fewer)" if table.margin is not None and fewer > 1 else "")
 
 
-def _difference(table: Table, runs: Runs, name: str, other: str, seeds: Sequence[int]) -> str:
-    pairs = [(runs[name, seed], runs[other, seed]) for seed in seeds if (other, seed) in runs]
+def _mean_updates(found: Mapping[int, RunFiles]) -> float:
+    return statistics.fmean(run.updates for run in found.values())
+
+
+def _accuracy(table: Table, found: Mapping[int, RunFiles]) -> str:
+    return f"{statistics.fmean(accuracy(run, table.dataset) for run in found.values()):.2f} %"
+
+
+def _difference(table: Table, name: str, other: str, runs: Runs) -> str:
+    """Return the difference of two rows over the seeds that both have."""
+    pairs = [(run, runs[other, seed]) for seed, run in runs_of(table, name, runs).items() if (other, seed) in runs]
     if not pairs:
         return ""
-    found = [accuracy(one, table.dataset) - accuracy(two, table.dataset) for one, two in pairs]
+    found = [accuracy(first, table.dataset) - accuracy(second, table.dataset) for first, second in pairs]
     text = interval_text(paired_difference(found))
     if table.margin is not None and equivalence(found, table.margin).is_equivalent:
         text += f", within ±{table.margin:g}"
@@ -105,16 +118,3 @@ def interval_text(difference: PairedDifference) -> str:
     if difference.low is not None and difference.high is not None:
         text += f" ({difference.low:+.2f} to {difference.high:+.2f})"
     return text.replace("-", "−")
-
-
-def replace_table(page: str, name: str, table: str) -> str:
-    """Return a page in which a table replaces what is between its two marks.
-
-    Raises:
-        ValueError: the page lacks the marks.
-    """
-    first, last = f"<!-- table {name}: python -m benchmarks.paper write -->\n", f"<!-- end of table {name} -->\n"
-    if first not in page or last not in page:
-        raise ValueError(f"the page lacks the marks of table {name}")
-    before, _, rest = page.partition(first)
-    return f"{before}{first}{table}\n{last}{rest.partition(last)[2]}"

@@ -32,9 +32,13 @@ class Scale:
             places = np.log10(values) if self.is_log else values
         return np.asarray((places - self.low) / (self.high - self.low))
 
+    def tick_values(self) -> list[float]:
+        """Return the values of the ticks."""
+        return _log_ticks(self.low, self.high) if self.is_log else _linear_ticks(self.low, self.high)
+
     def ticks(self) -> list[tuple[float, str]]:
         """Return the places and labels of the ticks."""
-        values = _log_ticks(self.low, self.high) if self.is_log else _linear_ticks(self.low, self.high)
+        values = self.tick_values()
         return [(float(place), tick_text(v)) for v, place in zip(values, self.at(np.array(values)), strict=True)]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hvd_batchgrow.reports.chart import tick_text
+from hvd_batchgrow.reports.chart import scales, tick_text
 from hvd_batchgrow.reports.document import Curve, Figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#a6508c", "#8a6d00", "#3f9bd6", "#6b7280", "#000000")
@@ -39,12 +39,11 @@ def _draw(figure: Figure, axis: Any) -> None:
     for curve in figure.curves:
         _draw_curve(curve, axis)
     if figure.is_log:
-        from matplotlib.ticker import FuncFormatter, NullFormatter
-
         axis.set_yscale("log")
-        # Matplotlib writes powers of ten in its language for formulas, which names of runs must not be read as.
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value)))
-        axis.yaxis.set_minor_formatter(NullFormatter())
+        # Matplotlib labels powers of ten only, in its language for formulas; a narrow axis may have no such label.
+        values = scales(figure)[1].tick_values()
+        axis.set_yticks(values, [tick_text(value) for value in values])
+        axis.set_yticks([], minor=True)
     axis.set_title(figure.title)
     axis.set_xlabel(figure.x_label)
     axis.set_ylabel(figure.y_label)

@@ -14,10 +14,12 @@ import pytest
 import tomli_w
 
 from benchmarks.paper import training
+from benchmarks.paper.figures import study_figures
 from benchmarks.paper.kept_files import pack, unpack
+from benchmarks.paper.pages import replace_block, write_table
 from benchmarks.paper.studies import STUDIES, TABLES
 from benchmarks.paper.studies.study import Arm, Study, Table, keys
-from benchmarks.paper.tables import interval_text, markdown, read_runs, replace_table
+from benchmarks.paper.tables import interval_text, markdown, read_runs
 from benchmarks.paper.training import STOPPED, Task, Trainer, tasks_of
 from hvd_batchgrow.config.types import Section
 from hvd_batchgrow.job_file import load_job, split_overrides
@@ -35,20 +37,27 @@ def write_run(folder: Path, name: str, updates: int, accuracy: float) -> Path:
     run.mkdir(parents=True)
     (run / "plan.json").write_text(json.dumps(plan_tree(300, 600, seed=0)))
     lines: list[dict[str, Any]] = [
-        {"kind": "train", "samples": 600, "updates": updates, "phase": 0, "loss": 1.0},
-        {"kind": "eval", "dataset": "test", "samples": 600, "epoch": 2.0, "loss": 0.5, "top1": accuracy},
+        {"kind": "train", "samples": 600, "epoch": 2.0, "updates": updates, "phase": 0, "loss": 1.0},
+        {
+            "kind": "eval",
+            "dataset": "test",
+            "samples": 600,
+            "epoch": 2.0,
+            "updates": updates,
+            "loss": 0.5,
+            "top1": accuracy,
+        },
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return run
 
 
-@pytest.mark.parametrize("name", STUDIES)
-def test_each_arm_is_a_job_that_can_be_planned(name: str) -> None:
-    study = STUDIES[name]
+@pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
+def test_each_arm_is_a_job_that_can_be_planned(study: Study) -> None:
     assert len({arm.name for arm in study.arms}) == len(study.arms)
     for task in tasks_of([study], [0]):
         words = task.command(Path("work"))
-        _, overrides = split_overrides(words[words.index("work/" + name) + 1 :])
+        _, overrides = split_overrides(words[words.index(f"work/{study.name}") + 1 :])
         job = load_job(ROOT / words[4], overrides)
         assert isinstance(job, Section)
 
@@ -56,8 +65,9 @@ def test_each_arm_is_a_job_that_can_be_planned(name: str) -> None:
 def test_each_table_has_its_place_in_a_page() -> None:
     assert len({table.name for table in TABLES}) == len(TABLES)
     for table in TABLES:
-        assert table.arms
-        replace_table((ROOT / "docs" / table.page).read_text(), table.name, "new")
+        assert table.rows
+        if table.name != "quick":
+            replace_block((ROOT / "docs" / table.page).read_text(), table.name, "new")
 
 
 def test_seeds_come_one_after_the_other_so_that_all_arms_have_one_early() -> None:
@@ -87,12 +97,64 @@ def test_the_table_has_means_and_paired_intervals(tmp_path: Path) -> None:
         *(("b-seed0", 30, 0.88), ("b-seed1", 40, 0.89)),
     ):
         pack(write_run(tmp_path, name, updates, accuracy), results)
-    first, second = markdown(Table("t", STUDY, "page.md"), read_runs(STUDY, results.parent)).splitlines()[2:]
+    first, second = markdown(
+        Table("t", STUDY, "page.md", with_twins=True), read_runs(STUDY, results.parent)
+    ).splitlines()[2:]
     assert first.split(" | ")[:5] == ["| `a`", "2", "600", "10", "91.00 %"]
     # Differences −1 and +1: mean 0, s = √2, and t(0.975, 1) = 12.706 times s/√2 = 1.
     assert first.split(" | ")[6:] == ["20", "91.00 %", "+0.00 (−12.71 to +12.71) |"]
     # −2 and −3: mean −2.5, s = √0.5, and 12.706 · √0.5/√2 = 6.353.
     assert second.split(" | ")[3:6] == ["35", "88.50 %", "−2.50 (−8.85 to +3.85)"]
+
+
+def test_with_a_margin_the_table_counts_updates_and_tests_equivalence(tmp_path: Path) -> None:
+    results = tmp_path / "results" / "study"
+    for seed, (first, second) in enumerate(((0.900, 0.9010), (0.910, 0.9105))):
+        pack(write_run(tmp_path, f"a-seed{seed}", 30, first), results)
+        pack(write_run(tmp_path, f"b-seed{seed}", 20, second), results)
+    runs = read_runs(STUDY, results.parent)
+    # Differences 0.10 and 0.05: mean 0.075, s/√2 = 0.025. The 90 % interval is 0.075 ± 6.314 · 0.025, up to 0.23.
+    for margin, said in ((0.3, ", within ±0.3"), (0.2, "")):
+        row = markdown(Table("t", STUDY, "page.md", ("a", "b"), margin=margin), runs).splitlines()[3]
+        assert row.split(" | ")[3:] == ["20 (1.50× fewer)", "90.58 %", f"+0.08 (−0.24 to +0.39){said} |"]
+
+
+def test_a_page_has_the_table_its_figures_and_the_origin_of_its_runs(tmp_path: Path) -> None:
+    results, docs = tmp_path / "results", tmp_path / "docs"
+    for seed, accuracy in ((0, 0.90), (1, 0.92)):
+        run = write_run(tmp_path, f"b-seed{seed}", 20, accuracy)
+        attempt = {
+            "python": "3.11.7",
+            "packages": {"torch": "2.13.0"},
+            "hardware": {"device": "CPU"},
+            "ranks": 2,
+            "git_commit": "0123456789",
+        }
+        (run / "record.json").write_text(json.dumps({"attempts": [attempt]}))
+        pack(run, results / "study")
+    table = Table("some_arms", STUDY, "page.md", ("b",), margin=0.3, with_figures=True)
+    assert write_table(table, results, docs) == 2
+    page = (docs / "page.md").read_text()
+    assert "| `b` | 2 | 600 | 20 | 91.00 % |  |" in page
+    assert "jobs/job.toml) with `optim.lr = 0.2`" in page
+    assert page.count("- CPU; 2 ranks, Python 3.11.7, torch 2.13.0; commit 0123456\n") == 1
+    names = re.findall(r"\(figures/(.*?\.svg)\)", page)
+    assert sorted(names) == sorted(path.name for path in (docs / "figures").iterdir())
+    assert "some-arms-test-accuracy-by-updates.svg" in names
+    assert write_table(table, results, docs) == 2
+    assert (docs / "page.md").read_text() == page
+
+
+def test_a_curve_is_the_mean_of_the_seeds_between_their_extremes(tmp_path: Path) -> None:
+    results = tmp_path / "results" / "study"
+    for seed, accuracy in ((0, 0.90), (1, 0.94)):
+        pack(write_run(tmp_path, f"a-seed{seed}", 20, accuracy), results)
+    drawn = study_figures(Table("t", STUDY, "page.md", ("a",)), read_runs(STUDY, results.parent))
+    (curve,) = next(figure for figure in drawn if figure.name == "t-test-accuracy-by-updates").curves
+    points = curve.points
+    assert points.low is not None
+    assert points.high is not None
+    assert [list(line) for line in (points.x, points.y, points.low, points.high)] == [[20], [92], [90], [94]]
 
 
 def test_a_single_pair_has_no_interval() -> None:
@@ -101,9 +163,9 @@ def test_a_single_pair_has_no_interval() -> None:
 
 def test_a_table_replaces_the_one_between_its_marks() -> None:
     first, last = "<!-- table t: python -m benchmarks.paper write -->\n", "<!-- end of table t -->\n"
-    assert replace_table(f"before\n{first}old\n{last}after\n", "t", "new") == f"before\n{first}new\n{last}after\n"
+    assert replace_block(f"before\n{first}old\n{last}after\n", "t", "new") == f"before\n{first}new\n{last}after\n"
     with pytest.raises(ValueError, match="lacks the marks of table u"):
-        replace_table(first + last, "u", "new")
+        replace_block(first + last, "u", "new")
 
 
 @pytest.fixture

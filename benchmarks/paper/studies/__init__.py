@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from benchmarks.paper.studies import fashion_mnist, fonts, tables, triggers
+from benchmarks.paper.studies import fashion_mnist, fonts, quick, tables, triggers
 
-STUDIES = {
-    study.name: study
-    for study in (
-        fashion_mnist.ABLATION,
-        fashion_mnist.CLAIMS,
-        tables.LETTER,
-        tables.SHUTTLE,
-        fonts.FONTS,
-        triggers.TRIGGERS,
-        triggers.SCHEDULES,
-    )
-}
-TABLES = (*fashion_mnist.TABLES, *tables.TABLES, *fonts.TABLES, *triggers.TABLES)
+STUDIES = (
+    fashion_mnist.ABLATION,
+    fashion_mnist.CLAIMS,
+    tables.LETTER,
+    tables.SHUTTLE,
+    fonts.FONTS,
+    triggers.TRIGGERS,
+    triggers.SCHEDULES,
+    quick.QUICK,
+)
+TABLES = (*fashion_mnist.TABLES, *tables.TABLES, *fonts.TABLES, *triggers.TABLES, *quick.TABLES)

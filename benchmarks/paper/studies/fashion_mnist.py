@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from benchmarks.paper.studies.study import Arm, Study, Table, keys
+from functools import partial
+
+from benchmarks.paper.studies.study import QUIET, Arm, Study, Table, keys
 
 PAGE = "results.md"
 MARGIN = 0.3
 FIVE = (5, 6, 7, 8, 9)
-QUIET = keys(logging__tensorboard="false")
 
 DECAY, HYBRID, GROW, LATE = (f"jobs/fashion_mnist_{name}.toml" for name in ("decay", "hybrid", "grow", "late"))
 GROW_LR, GROW_MOMENTUM = "jobs/fashion_mnist_grow_lr.toml", "jobs/fashion_mnist_grow_momentum.toml"
@@ -79,8 +80,18 @@ CLAIMS = Study(
     changes=QUIET,
 )
 
+_table = partial(Table, study=CLAIMS, page=PAGE, margin=MARGIN)
+
 TABLES = (
-    Table("ablation", ABLATION, PAGE, dataset="validation", margin=MARGIN),
-    Table("ablation_test", ABLATION, PAGE, margin=MARGIN),
-    Table("momentum", CLAIMS, PAGE, ("decay", "hybrid", "grow", "late"), margin=MARGIN),
+    Table("ablation", ABLATION, PAGE, dataset="validation", margin=MARGIN, with_twins=True),
+    Table("ablation_test", ABLATION, PAGE, margin=MARGIN, with_twins=True),
+    _table("momentum", names=("decay", "hybrid", "grow", "late"), with_figures=True),
+    _table("nesterov", names=("nesterov_decay", "nesterov_hybrid", "nesterov_grow")),
+    _table("no_momentum", names=("no_momentum_decay", "no_momentum_hybrid", "no_momentum_grow")),
+    _table("adam", names=("adam-twin", "adam_hybrid", "adam", "adam_seesaw")),
+    _table("raised", names=("grow", "grow_lr", "grow_momentum", "grow_momentum_rescaled", "grow_momentum_1280")),
+    _table("adabatch", names=("adabatch_small", "adabatch_grow", "adabatch_large"), with_figures=True),
+    _table("weight_decay", names=("adamw-twin", "adamw", "adamw_per_epoch")),
+    _table("modules", names=("grow", "hadamard")),
+    _table("shakedrop", names=("resnet8", "resnet8_shakedrop")),
 )

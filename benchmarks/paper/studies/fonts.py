@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.paper.studies.fashion_mnist import FIVE, MARGIN, PAGE, QUIET
-from benchmarks.paper.studies.study import Arm, Study, Table, keys
+from benchmarks.paper.studies.fashion_mnist import FIVE, MARGIN, PAGE
+from benchmarks.paper.studies.study import QUIET, Arm, Study, Table, keys
 
 JOB = "benchmarks/paper/jobs/fonts62_grow.toml"
 
@@ -18,4 +18,4 @@ FONTS = Study(
     changes=QUIET,
 )
 
-TABLES = (Table("fonts62", FONTS, PAGE, margin=MARGIN),)
+TABLES = (Table("fonts62", FONTS, PAGE, ("grow-twin", "hybrid", "grow", "late"), margin=MARGIN, with_figures=True),)

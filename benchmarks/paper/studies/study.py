@@ -39,26 +39,34 @@ class Study:
 
 @dataclass(frozen=True)
 class Table:
-    """Arms of a study in a table of a page, compared with its first one and with their twins."""
+    """Runs of a study in a table of a page: each row is compared with the first one, and with its twin."""
 
     name: str
     study: Study
     page: str
     """Name of the page in docs/ that has the table."""
     names: tuple[str, ...] = ()
-    """Names of arms, the reference first. Empty: all arms of the study."""
+    """Names of its rows: arms, or twins such as `grow-twin`, the reference first. Empty: all arms of the study."""
     dataset: str = "test"
     """The set whose accuracy is compared: `test` or `validation`."""
     margin: float | None = None
     """Largest difference that does not matter, in points; None: equivalence is not tested."""
+    with_twins: bool = False
+    """Whether it has columns for the twin of each row."""
+    with_figures: bool = False
+    """Whether its curves are drawn."""
 
     @property
-    def arms(self) -> tuple[Arm, ...]:
-        """Its arms in the order of its rows. Raises KeyError if the study lacks one of them."""
-        by_name = {arm.name: arm for arm in self.study.arms}
-        return tuple(by_name[name] for name in self.names or by_name)
+    def rows(self) -> Mapping[str, Arm]:
+        """The arm of each row. Raises KeyError if the study lacks one of them."""
+        arms = {arm.name: arm for arm in self.study.arms}
+        return {name: arms[name.removesuffix("-twin")] for name in self.names or arms}
 
 
 def keys(**changes: str) -> dict[str, str]:
     """Return changes of a job by key: `keys(optim__lr="0.2")` for `optim.lr`."""
     return {key.replace("__", "."): value for key, value in changes.items()}
+
+
+QUIET = keys(logging__tensorboard="false")
+"""What every study changes: the records are enough."""

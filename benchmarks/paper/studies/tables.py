@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.paper.studies.fashion_mnist import MARGIN, PAGE, QUIET
-from benchmarks.paper.studies.study import Arm, Study, Table, keys
+from benchmarks.paper.studies.fashion_mnist import MARGIN, PAGE
+from benchmarks.paper.studies.study import QUIET, Arm, Study, Table, keys
 
 
 def _plateau(name: str, batch: int) -> Study:
@@ -22,5 +22,6 @@ def _plateau(name: str, batch: int) -> Study:
 
 LETTER, SHUTTLE = _plateau("letter", 64), _plateau("shuttle", 128)
 TABLES = tuple(
-    Table(study.name, study, PAGE, ("reduce_lr", "grow_batch"), margin=MARGIN) for study in (LETTER, SHUTTLE)
+    Table(study.name, study, PAGE, ("reduce_lr", "grow_batch", "fixed-twin", "fixed"), margin=MARGIN)
+    for study in (LETTER, SHUTTLE)
 )

@@ -63,4 +63,7 @@ SCHEDULES = Study(
     changes=NETWORK,
 )
 
-TABLES = (Table("triggers", TRIGGERS, "triggers.md"), Table("schedules", SCHEDULES, "critical-batch.md"))
+TABLES = (
+    Table("triggers", TRIGGERS, "triggers.md", with_twins=True),
+    Table("schedules", SCHEDULES, "critical-batch.md"),
+)

@@ -1,0 +1,69 @@
+"""Curves of a study: the mean over the seeds of each arm, in a band from the lowest to the highest seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from benchmarks.paper.studies.study import Table
+from benchmarks.paper.tables import Runs, runs_of
+from hvd_batchgrow.reports.curves import Floats, Points
+from hvd_batchgrow.reports.document import Curve, Figure, Style
+from hvd_batchgrow.reports.figures import figure
+from hvd_batchgrow.reports.pictures import pictures
+from hvd_batchgrow.reports.runs import NUM_COLOURS
+from hvd_batchgrow.results.run_files import RunFiles
+
+
+def svg_files(table: Table, runs: Runs) -> dict[str, bytes]:
+    """Return the figures of a table by file name, as SVG."""
+    drawn = [pictures(found) for found in study_figures(table, runs)]
+    return {name: content for files in drawn for name, content in files.items() if name.endswith(".svg")}
+
+
+def study_figures(table: Table, runs: Runs) -> list[Figure]:
+    """Return the training loss and the accuracy of the arms, by epochs and by updates."""
+    found = []
+    for what, label, read in (
+        ("training loss", "loss", _training_loss),
+        (f"{table.dataset} accuracy", "accuracy (%)", partial(_accuracy, dataset=table.dataset)),
+    ):
+        for by in ("epochs", "updates"):
+            name = f"{table.name}-{what}-by-{by}".replace("_", "-").replace(" ", "-")
+            curves = [
+                Curve(row, _band([read(run) for run in trained.values()], by), Style(k % NUM_COLOURS, k // NUM_COLOURS))
+                for k, row in enumerate(table.rows)
+                if (trained := runs_of(table, row, runs))
+            ]
+            found.append(figure(name, f"{what.capitalize()} by {by}", (by, label), curves, is_log=label == "loss"))
+    return [drawn for drawn in found if drawn.curves]
+
+
+@dataclass(frozen=True)
+class _Series:
+    """Values of a run, with the epochs and the updates at which they were measured."""
+
+    epochs: Floats
+    updates: Floats
+    values: Floats
+
+
+def _training_loss(run: RunFiles) -> _Series:
+    return _Series(run.column("epoch"), run.column("updates"), run.column("loss"))
+
+
+def _accuracy(run: RunFiles, dataset: str) -> _Series:
+    lines = [line for line in run.evaluations if line["dataset"] == dataset]
+    epochs, updates, values = (np.array([line[key] for line in lines], float) for key in ("epoch", "updates", "top1"))
+    return _Series(epochs, updates, 100 * values)
+
+
+def _band(runs: Sequence[_Series], by: str) -> Points:
+    """Return the mean of runs with their extremes, at the places of the first one; others are interpolated there."""
+    first = runs[0]
+    values = np.array([np.interp(first.epochs, run.epochs, run.values) for run in runs])
+    x = first.epochs if by == "epochs" else first.updates
+    return Points(x, values.mean(axis=0), values.min(axis=0), values.max(axis=0))

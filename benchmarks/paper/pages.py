@@ -1,0 +1,86 @@
+"""Put the tables and figures of the studies into pages of the documentation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.paper.figures import svg_files
+from benchmarks.paper.studies.study import QUIET, Table
+from benchmarks.paper.tables import Runs, markdown, read_runs, runs_of
+from benchmarks.paper.training import ROOT
+from hvd_batchgrow.messages.wording import counted
+from hvd_batchgrow.results.run_files import RunFiles
+from hvd_batchgrow.storage.atomic import write_atomically
+
+
+def write_table(table: Table, results: Path, docs: Path) -> int:
+    """Write a table and its figures into its page, which is created if necessary; return the number of runs in it.
+
+    Args:
+        table: what to write.
+        results: folder of the records that are kept.
+        docs: folder of the pages; figures are written to its folder figures.
+    """
+    runs = read_runs(table.study, results)
+    pictures = svg_files(table, runs) if table.with_figures else {}
+    (docs / "figures").mkdir(parents=True, exist_ok=True)
+    for name, content in pictures.items():
+        write_atomically(docs / "figures" / name, content)
+    page = docs / table.page
+    text = page.read_text() if page.exists() else f"# Results\n\n{_first(table.name)}{_last(table.name)}"
+    lines = [markdown(table, runs), *_figures(list(pictures)), *_origin(table, runs, docs)]
+    write_atomically(page, replace_block(text, table.name, "\n".join(lines)).encode())
+    return sum(len(runs_of(table, name, runs)) for name in table.rows)
+
+
+def _figures(names: list[str]) -> list[str]:
+    return [f"\n![{name.removesuffix('.svg').replace('-', ' ')}](figures/{name})" for name in names]
+
+
+def _origin(table: Table, runs: Runs, docs: Path) -> Iterator[str]:
+    """Return the job of each row, and where its runs were trained."""
+    if table.margin is None:
+        return
+    yield "\n<details><summary>Jobs, machine and commit</summary>\n"
+    for name, arm in table.rows.items():
+        changes = {key: value for key, value in {**table.study.changes, **arm.changes}.items() if key not in QUIET}
+        said = " with " + ", ".join(f"`{key} = {value}`" for key, value in changes.items()) if changes else ""
+        twin = "the twin of " if name != arm.name else ""
+        yield f"- `{name}`: {twin}[{arm.job}]({os.path.relpath(ROOT / arm.job, docs)}){said}"
+    found = [run for name in table.rows for run in runs_of(table, name, runs).values()]
+    yield from (f"- {said}" for said in dict.fromkeys(_machine(run) for run in found))
+    yield "\n</details>"
+
+
+def _machine(run: RunFiles) -> str:
+    """Return where and from which commit a run was trained."""
+    last = run.attempts[-1]
+    packages, commit = last["packages"], str(last["git_commit"])[:7]
+    changed = ", with changes" if last.get("git_diff") else ""
+    return (
+        f"{last['hardware']['device']}; {counted(last['ranks'], 'rank')}, Python {last['python']}, "
+        f"torch {packages['torch']}; commit {commit}{changed}"
+    )
+
+
+def replace_block(page: str, name: str, block: str) -> str:
+    """Return a page in which a block replaces what is between its two marks.
+
+    Raises:
+        ValueError: the page lacks the marks.
+    """
+    first, last = _first(name), _last(name)
+    if first not in page or last not in page:
+        raise ValueError(f"the page lacks the marks of table {name}")
+    before, _, rest = page.partition(first)
+    return f"{before}{first}{block}\n{last}{rest.partition(last)[2]}"
+
+
+def _first(name: str) -> str:
+    return f"<!-- table {name}: python -m benchmarks.paper write -->\n"
+
+
+def _last(name: str) -> str:
+    return f"<!-- end of table {name} -->\n"
