@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from benchmarks.paper.pages import write_table
-from benchmarks.paper.studies import STUDIES, TABLES
+from benchmarks.paper import wall_time
+from benchmarks.paper.pages import replace_block, write_table
+from benchmarks.paper.studies import STUDIES, TABLES, fashion_mnist
 from benchmarks.paper.studies.study import Study, Table
 from benchmarks.paper.training import ROOT, Trainer, tasks_of
 from hvd_batchgrow.messages.wording import counted
+from hvd_batchgrow.storage.atomic import write_atomically
 
 RESULTS = ROOT / "docs/results"
 Named = TypeVar("Named", Study, Table)
@@ -26,8 +29,14 @@ def main() -> int:
         for table in selected(TABLES, options.names):
             count = write_table(table, options.results, options.docs)
             print(f"{options.docs / table.page}: table {table.name} of {counted(count, 'run')}")
+        if not options.names and wall_time.RECORD.exists():
+            page = options.docs / fashion_mnist.PAGE
+            block = wall_time.markdown(json.loads(wall_time.RECORD.read_text()))
+            write_atomically(page, replace_block(page.read_text(), "wall_time", block).encode())
         return 0
     tasks = list(tasks_of(selected(STUDIES, options.names), options.seeds))
+    if options.arms:
+        tasks = [task for task in tasks if task.arm.name in options.arms]
     missing = [task for task in tasks if not task.is_kept(options.results)]
     print(f"{len(tasks) - len(missing)} of {len(tasks)} tasks are in {options.results}", flush=True)
     return 1 if Trainer(options.work, options.results).train_all(missing, options.at_a_time) else 0
@@ -49,6 +58,7 @@ def parse() -> argparse.Namespace:
         command.add_argument("names", nargs="*", metavar=kind, help=f"{names}; by default all but quick")
         command.add_argument("--results", type=Path, default=RESULTS, help="folder for the records that are kept")
     train.add_argument("--seeds", nargs="+", type=int, default=[], help="these instead of the studies' own")
+    train.add_argument("--arms", nargs="+", default=[], help="only these arms of the studies")
     train.add_argument("--work", type=Path, default=ROOT / "build/paper", help="folder for run folders")
     train.add_argument("--at-a-time", type=int, default=len(os.sched_getaffinity(0)), help="runs side by side")
     write.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the pages")

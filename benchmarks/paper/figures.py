@@ -25,11 +25,15 @@ def svg_files(table: Table, runs: Runs) -> dict[str, bytes]:
 
 
 def study_figures(table: Table, runs: Runs) -> list[Figure]:
-    """Return the training loss and the accuracy of the arms, by epochs and by updates."""
+    """Return the training loss and the evaluations of the arms, by epochs and by updates."""
     found = []
     for what, label, read in (
         ("training loss", "loss", _training_loss),
-        (f"{table.dataset} accuracy", "accuracy (%)", partial(_accuracy, dataset=table.dataset)),
+        (
+            f"{table.dataset} {table.result}",
+            "accuracy (%)" if table.result == "accuracy" else "loss",
+            partial(_evaluations, table),
+        ),
     ):
         for by in ("epochs", "updates"):
             name = f"{table.name}-{what}-by-{by}".replace("_", "-").replace(" ", "-")
@@ -55,10 +59,11 @@ def _training_loss(run: RunFiles) -> _Series:
     return _Series(run.column("epoch"), run.column("updates"), run.column("loss"))
 
 
-def _accuracy(run: RunFiles, dataset: str) -> _Series:
-    lines = [line for line in run.evaluations if line["dataset"] == dataset]
-    epochs, updates, values = (np.array([line[key] for line in lines], float) for key in ("epoch", "updates", "top1"))
-    return _Series(epochs, updates, 100 * values)
+def _evaluations(table: Table, run: RunFiles) -> _Series:
+    lines = [line for line in run.evaluations if line["dataset"] == table.dataset]
+    key, factor = ("top1", 100) if table.result == "accuracy" else ("loss", 1)
+    epochs, updates, values = (np.array([line[key] for line in lines], float) for key in ("epoch", "updates", key))
+    return _Series(epochs, updates, factor * values)
 
 
 def _band(runs: Sequence[_Series], by: str) -> Points:

@@ -30,9 +30,11 @@ def write_table(table: Table, results: Path, docs: Path) -> int:
         write_atomically(docs / "figures" / name, content)
     page = docs / table.page
     text = page.read_text() if page.exists() else f"# Results\n\n{_first(table.name)}{_last(table.name)}"
+    count = sum(len(runs_of(table, name, runs)) for name in table.rows)
     lines = [markdown(table, runs), *_figures(list(pictures)), *_origin(table, runs, docs)]
-    write_atomically(page, replace_block(text, table.name, "\n".join(lines)).encode())
-    return sum(len(runs_of(table, name, runs)) for name in table.rows)
+    block = "\n".join(lines) if count else "Not trained yet."
+    write_atomically(page, replace_block(text, table.name, block).encode())
+    return count
 
 
 def _figures(names: list[str]) -> list[str]:

@@ -38,13 +38,14 @@ def runs_of(table: Table, name: str, runs: Runs) -> dict[int, RunFiles]:
 def markdown(table: Table, runs: Runs) -> str:
     """Return the table, with a row for each arm that has runs.
 
-    Differences are in percentage points of accuracy, between runs of the same seed, with a 95 % t interval. With a
-    margin, the table says where two one-sided t tests at 5 % find that the difference is within it.
+    Differences of accuracy are in percentage points. They are between runs of the same seed, with a 95 % t interval.
+    With a margin, the table says where two one-sided t tests at 5 % find that the difference is within it.
     """
     reference = next(iter(table.rows))
-    head = ["job", "n", "batch (first seed)", "updates", f"{table.dataset} accuracy", f"minus `{reference}`"]
+    result = f"{table.dataset} {table.result}"
+    head = ["job", "n", "batch (first seed)", "updates", result, f"minus `{reference}`"]
     if table.with_twins:
-        head += ["twin's updates", "twin's accuracy", "minus twin"]
+        head += ["twin's updates", f"twin's {table.result}", "minus twin"]
     lines = [f"| {' | '.join(head)} |", f"|---{'|---' * (len(head) - 1)}|"]
     for name, arm in table.rows.items():
         if found := runs_of(table, name, runs):
@@ -53,7 +54,7 @@ def markdown(table: Table, runs: Runs) -> str:
                 str(len(found)),
                 _batches(next(iter(found.values()))),
                 _updates(table, found, runs_of(table, reference, runs)),
-                _accuracy(table, found),
+                _mean(table, found),
                 "" if name == reference else _difference(table, name, reference, runs),
             ]
             if table.with_twins:
@@ -65,7 +66,7 @@ def markdown(table: Table, runs: Runs) -> str:
 def _twin_cells(table: Table, arm: Arm, runs: Runs) -> list[str]:
     twin = f"{arm.name}-twin"
     found = {seed: runs[twin, seed] for seed in runs_of(table, arm.name, runs)}
-    return [f"{_mean_updates(found):,.0f}", _accuracy(table, found), _difference(table, arm.name, twin, runs)]
+    return [f"{_mean_updates(found):,.0f}", _mean(table, found), _difference(table, arm.name, twin, runs)]
 
 
 def _updates(table: Table, found: Mapping[int, RunFiles], reference: Mapping[int, RunFiles]) -> str:
@@ -79,8 +80,10 @@ def _mean_updates(found: Mapping[int, RunFiles]) -> float:
     return statistics.fmean(run.updates for run in found.values())
 
 
-def _accuracy(table: Table, found: Mapping[int, RunFiles]) -> str:
-    return f"{statistics.fmean(accuracy(run, table.dataset) for run in found.values()):.2f} %"
+def _mean(table: Table, found: Mapping[int, RunFiles]) -> str:
+    """Return the mean result of runs."""
+    mean = statistics.fmean(result_of(table, run) for run in found.values())
+    return f"{mean:.2f} %" if table.result == "accuracy" else f"{mean:.4f}"
 
 
 def _difference(table: Table, name: str, other: str, runs: Runs) -> str:
@@ -88,19 +91,23 @@ def _difference(table: Table, name: str, other: str, runs: Runs) -> str:
     pairs = [(run, runs[other, seed]) for seed, run in runs_of(table, name, runs).items() if (other, seed) in runs]
     if not pairs:
         return ""
-    found = [accuracy(first, table.dataset) - accuracy(second, table.dataset) for first, second in pairs]
-    text = interval_text(paired_difference(found))
+    found = [result_of(table, first) - result_of(table, second) for first, second in pairs]
+    text = interval_text(paired_difference(found), digits=2 if table.result == "accuracy" else 4)
     if table.margin is not None and equivalence(found, table.margin).is_equivalent:
         text += f", within ±{table.margin:g}"
     return text
 
 
-def accuracy(run: RunFiles, dataset: str) -> float:
-    """Return the accuracy at the end of a run, in percent. Raises ValueError if it has not been measured."""
-    found = final_result(run, "top1", dataset)
+def result_of(table: Table, run: RunFiles) -> float:
+    """Return the result at the end of a run: accuracy in percent, or the loss.
+
+    Raises:
+        ValueError: it has not been measured.
+    """
+    found = final_result(run, "top1" if table.result == "accuracy" else "loss", table.dataset)
     if found is None:
-        raise ValueError(f"{run.name} has no accuracy on the {dataset} set at its end")
-    return 100 * found
+        raise ValueError(f"{run.name} has no {table.result} on the {table.dataset} set at its end")
+    return 100 * found if table.result == "accuracy" else found
 
 
 def _batches(run: RunFiles) -> str:
@@ -112,9 +119,9 @@ def _batches(run: RunFiles) -> str:
     return f"{grown[0]:,} → {grown[-1]:,} in {len(grown) - 1} steps"
 
 
-def interval_text(difference: PairedDifference) -> str:
+def interval_text(difference: PairedDifference, digits: int = 2) -> str:
     """Return the mean of differences with its interval, if there is one."""
-    text = f"{difference.mean:+.2f}"
+    text = f"{difference.mean:+.{digits}f}"
     if difference.low is not None and difference.high is not None:
-        text += f" ({difference.low:+.2f} to {difference.high:+.2f})"
+        text += f" ({difference.low:+.{digits}f} to {difference.high:+.{digits}f})"
     return text.replace("-", "−")

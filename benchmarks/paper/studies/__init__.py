@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from benchmarks.paper.studies import fashion_mnist, fonts, quick, tables, triggers
+from benchmarks.paper.studies import fashion_mnist, fonts, large_batch, quick, tables, triggers
 
 STUDIES = (
     fashion_mnist.ABLATION,
     fashion_mnist.CLAIMS,
+    large_batch.TUNING,
     tables.LETTER,
     tables.SHUTTLE,
     fonts.FONTS,
@@ -14,4 +15,4 @@ STUDIES = (
     triggers.SCHEDULES,
     quick.QUICK,
 )
-TABLES = (*fashion_mnist.TABLES, *tables.TABLES, *fonts.TABLES, *triggers.TABLES, *quick.TABLES)
+TABLES = (*fashion_mnist.TABLES, *large_batch.TABLES, *tables.TABLES, *fonts.TABLES, *triggers.TABLES, *quick.TABLES)

@@ -21,7 +21,8 @@ LARGE = keys(schedule__global_batch="4096", schedule__warmup_epochs="2", optim__
 """The last batch of AdaBatch from the start, with the learning rate multiplied by as much (Goyal et al. 2017)."""
 
 
-def _ghost(ghost: int) -> dict[str, str]:
+def ghost_batch(ghost: int) -> dict[str, str]:
+    """Return the changes for micro-batches of one ghost batch."""
     return keys(model__ghost_batch=str(ghost), layout__max_micro_batch=str(ghost))
 
 
@@ -41,8 +42,8 @@ ABLATION = Study(
         Arm("late_1280", LATE, keys(schedule__max_batch="1280")),
         Arm("precise_bn", GROW, keys(model__precise_bn_samples="12800"), has_twin=True),
         Arm("no_momentum", GROW, keys(optim__momentum="0", optim__lr="1.0"), has_twin=True),
-        Arm("ghost_32", GROW, _ghost(32), has_twin=True),
-        Arm("ghost_128", GROW, _ghost(128), has_twin=True),
+        Arm("ghost_32", GROW, ghost_batch(32), has_twin=True),
+        Arm("ghost_128", GROW, ghost_batch(128), has_twin=True),
     ),
     seeds=(0, 1, 2, 3, 4),
     changes=QUIET | keys(data__validation_fraction="0.1"),

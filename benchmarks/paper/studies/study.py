@@ -48,7 +48,9 @@ class Table:
     names: tuple[str, ...] = ()
     """Names of its rows: arms, or twins such as `grow-twin`, the reference first. Empty: all arms of the study."""
     dataset: str = "test"
-    """The set whose accuracy is compared: `test` or `validation`."""
+    """The set on which runs are compared at their end: `test` or `validation`."""
+    result: str = "accuracy"
+    """What is compared: `accuracy` or `loss`."""
     margin: float | None = None
     """Largest difference that does not matter, in points; None: equivalence is not tested."""
     with_twins: bool = False

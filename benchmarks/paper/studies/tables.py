@@ -16,12 +16,16 @@ def _plateau(name: str, batch: int) -> Study:
             Arm("fixed", f"benchmarks/paper/jobs/{name}_grow.toml", has_twin=True),
         ),
         seeds=(0, 1, 2, 3, 4),
-        changes=QUIET,
+        changes=QUIET | keys(data__validation_fraction="0.1"),
     )
 
 
 LETTER, SHUTTLE = _plateau("letter", 64), _plateau("shuttle", 128)
-TABLES = tuple(
-    Table(study.name, study, PAGE, ("reduce_lr", "grow_batch", "fixed-twin", "fixed"), margin=MARGIN)
-    for study in (LETTER, SHUTTLE)
+ROWS = ("reduce_lr", "grow_batch", "fixed-twin", "fixed")
+TABLES = (
+    *(Table(study.name, study, PAGE, ROWS, margin=MARGIN) for study in (LETTER, SHUTTLE)),
+    *(
+        Table(f"{study.name}_loss", study, PAGE, ROWS[:2], dataset="validation", result="loss", with_figures=True)
+        for study in (LETTER, SHUTTLE)
+    ),
 )
