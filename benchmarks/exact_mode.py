@@ -1,4 +1,4 @@
-"""Measure the cost of exact mode: updates of the quickstart's network with exact sums and with float32 sums.
+"""Measure the cost of exact mode: updates of `small_conv_net` with exact sums and with float32 sums.
 
 python -m benchmarks.exact_mode; mpirun -np 2 --bind-to none python -m benchmarks.exact_mode [--turns 41]
 

@@ -1,4 +1,4 @@
-"""Updates of the quickstart's network, for benchmarks that compare two kinds of updates."""
+"""Updates of `small_conv_net`, for benchmarks that compare two kinds of updates."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def case_of(name: str, *, is_tiny: bool) -> Case:
         data = generated | {"shape": [side, side, 3], "crop_padding": 4, "hflip": True}
         batches = ((128, 1),) if is_tiny else ((128, 1), (256, 1))
         return Case(network, {"name": network, "ghost_batch": MICRO_BATCH}, data, (side, side, 3), batches)
-    model = {"name": "small_conv_net", "channels": [16, 32, 32, 64, 64], "ghost_batch": MICRO_BATCH}
+    model = {"name": "small_conv_net", "channels": [16, 32, 64, 128, 128], "ghost_batch": MICRO_BATCH}
     own = generated | {"shape": [28, 28, 1]} if is_tiny else {"source": "fashion_mnist"}
     data = own | {"crop_padding": 2, "hflip": True}
     return Case("small_conv_net", model, data, (28, 28, 1), ((128, 2),) if is_tiny else ((128, 25), (3200, 1)))
