@@ -41,7 +41,10 @@ bench:  ## compare with the alternatives that users have, on this machine's CPUs
 
 paper:  ## train the studies of benchmarks/paper that docs/results lacks (hours; can be interrupted), and write their tables
 	@tools/setup.sh
+	@PATH="$$PWD/.venv/bin:$$PATH" python -m benchmarks.paper.make_tables
+	@PATH="$$PWD/.venv/bin:$$PATH" python -m benchmarks.paper.make_fonts
 	@PATH="$$PWD/.venv/bin:$$PATH" python -m benchmarks.paper train
+	@[ -f docs/results/wall_time.json ] || PATH="$$PWD/.venv/bin:$$PATH" python -m benchmarks.paper.wall_time
 	@PATH="$$PWD/.venv/bin:$$PATH" python -m benchmarks.paper write
 
 paper-quick:  ## try what paper does in about a minute: a small study, its table and its figures, in build/paper-quick
