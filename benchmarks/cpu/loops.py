@@ -21,6 +21,7 @@ from benchmarks.rows.row import Settings, say
 from benchmarks.turns import take_turns
 
 OURS = "hvd_batchgrow"
+TRAIN = (sys.executable, "-m", "hvd_batchgrow.cli", "train", "job.toml")
 BY_HAND = {
     1: {"loop": "loop by hand", "loop_channels_last": "… channels_last"},
     2: {"ddp": "DDP over Gloo, no_sync", "horovod": "Horovod optimizer"},
@@ -90,12 +91,16 @@ def ours(
         options: of `train`.
         sections: of the job file.
     """
+    write_job(folder / name, case, batch, **sections)
+    return start(folder, name, [*TRAIN, *options], num_ranks, batch * num_updates, {UPDATES: str(num_updates)})
+
+
+def write_job(folder: Path, case: Case, batch: int, **sections: dict[str, Any]) -> None:
+    """Write the job file of a case, which waits between its turns, into a new folder."""
     own = {"observers": ["benchmarks.cpu.pausing:Pausing"], "stall_timeout_s": 1e6}
     job = job_of_case(case, batch, logging=own | sections.pop("logging", {}), **sections)
-    (folder / name).mkdir()
-    (folder / name / "job.toml").write_text(tomli_w.dumps(job.model_dump(mode="json", exclude_none=True)))
-    command = [sys.executable, "-m", "hvd_batchgrow.cli", "train", "job.toml", *options]
-    return start(folder, name, command, num_ranks, batch * num_updates, {UPDATES: str(num_updates)})
+    folder.mkdir()
+    (folder / "job.toml").write_text(tomli_w.dumps(job.model_dump(mode="json", exclude_none=True)))
 
 
 def start(
@@ -108,14 +113,17 @@ def start(
 ) -> Contestant:
     """Start a contestant on a number of ranks; a turn has `samples` samples."""
     (folder / name).mkdir(exist_ok=True)
-    environment = {
-        "OMP_NUM_THREADS": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        **(variables or {}),
-    }
-    launcher = [str(ROOT / "tools/mpirun.sh"), str(num_ranks)] if num_ranks > 1 else []
-    return Contestant([*launcher, *command], environment, folder / name, samples)
+    return Contestant([*launcher(num_ranks), *command], environment() | dict(variables or {}), folder / name, samples)
+
+
+def launcher(num_ranks: int) -> list[str]:
+    """Return the words before a command that start it on a number of ranks."""
+    return [str(ROOT / "tools/mpirun.sh"), str(num_ranks)] if num_ranks > 1 else []
+
+
+def environment() -> dict[str, str]:
+    """Return variables for one thread per rank and for torch.distributed."""
+    return {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
 
 
 def free_port() -> int:
