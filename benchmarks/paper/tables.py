@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks.paper.kept_files import ENDING, unpack
 from benchmarks.paper.studies.study import Arm, Study, Table
+from hvd_batchgrow.results.account import account_of
 from hvd_batchgrow.results.comparison import final_result
 from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.results.statistics import PairedDifference, equivalence, paired_difference
@@ -44,6 +45,8 @@ def markdown(table: Table, runs: Runs) -> str:
     reference = next(iter(table.rows))
     result = f"{table.dataset} {table.result}"
     head = ["job", "n", "batch (first seed)", "updates", result, f"minus `{reference}`"]
+    if table.with_seconds:
+        head.append("seconds of training")
     if table.with_twins:
         head += ["twin's updates", f"twin's {table.result}", "minus twin"]
     lines = [f"| {' | '.join(head)} |", f"|---{'|---' * (len(head) - 1)}|"]
@@ -57,6 +60,8 @@ def markdown(table: Table, runs: Runs) -> str:
                 _mean(table, found),
                 "" if name == reference else _difference(table, name, reference, runs),
             ]
+            if table.with_seconds:
+                cells.append(f"{statistics.median(account_of(run).training_s for run in found.values()):.0f}")
             if table.with_twins:
                 cells += _twin_cells(table, arm, runs) if arm.has_twin else [""] * 3
             lines.append(f"| {' | '.join(cells)} |")

@@ -55,6 +55,8 @@ class Table:
     """Largest difference that does not matter, in points; None: equivalence is not tested."""
     with_twins: bool = False
     """Whether it has columns for the twin of each row."""
+    with_seconds: bool = False
+    """Whether it has the median seconds of training; runs of a study share the machine with others."""
     with_figures: bool = False
     """Whether its curves are drawn."""
 

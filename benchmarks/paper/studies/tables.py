@@ -23,7 +23,7 @@ def _plateau(name: str, batch: int) -> Study:
 LETTER, SHUTTLE = _plateau("letter", 64), _plateau("shuttle", 128)
 ROWS = ("reduce_lr", "grow_batch", "fixed-twin", "fixed")
 TABLES = (
-    *(Table(study.name, study, PAGE, ROWS, margin=MARGIN) for study in (LETTER, SHUTTLE)),
+    *(Table(study.name, study, PAGE, ROWS, margin=MARGIN, with_seconds=True) for study in (LETTER, SHUTTLE)),
     *(
         Table(f"{study.name}_loss", study, PAGE, ROWS[:2], dataset="validation", result="loss", with_figures=True)
         for study in (LETTER, SHUTTLE)
