@@ -175,7 +175,8 @@ class SubmitCommand(BranchOptions, ClusterOptions):
 
 
 def _print_dry(ledger: Ledger, scripts: list[Script]) -> None:
+    """Print the scripts, a comment on each chain job below them, where a terminal ends, and the commands."""
     left = [script for script, e in zip(scripts, ledger.entries, strict=True) if e.state != DONE_BEFORE]
     for script in left:
         print(f"# {one_line(script.path)}\n{script.text}")
-    print("\n".join(dry_commands([script.path for script in left])))
+    print("\n".join([*(f"# {line}" for line in table_lines(ledger)), *dry_commands([script.path for script in left])]))

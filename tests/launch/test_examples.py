@@ -9,7 +9,6 @@ import csv
 import io
 import json
 import re
-import shlex
 import shutil
 import tomllib
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any
 import pytest
 
 from hvd_batchgrow.verification.digest import Weights, compare_weights, final_weights
-from tests.launch.test_forms import TOOLS, captured, run
+from tests.launch.test_forms import captured, for_any_machine, run
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = sorted(path.parent.name for path in EXAMPLES.glob("*/job.toml"))
@@ -49,7 +48,7 @@ class Example:
 def commands(readme: str) -> str:
     """Return the commands of a README as one script, for a machine with any number of cores."""
     blocks: list[str] = re.findall(r"^```sh\n(.*?)^```", readme, flags=re.DOTALL | re.MULTILINE)
-    return re.sub(r"\bmpirun -np (\d+)", rf"{shlex.quote(str(TOOLS / 'mpirun.sh'))} \1", "".join(blocks))
+    return for_any_machine("".join(blocks))
 
 
 @pytest.fixture(scope="module", params=NAMES)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -74,6 +75,11 @@ def captured(words: Sequence[str], folder: Path, timeout_s: float = 300) -> subp
     return subprocess.run(
         words, check=False, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout_s
     )
+
+
+def for_any_machine(script: str) -> str:
+    """Return the commands of a page in a form in which mpirun starts more ranks than there are cores, also as root."""
+    return re.sub(r"\bmpirun -np (\d+)", rf"{shlex.quote(str(TOOLS / 'mpirun.sh'))} \1", script)
 
 
 def write_program(folder: Path, name: str, *lines: str) -> Path:

@@ -358,6 +358,9 @@ def test_a_dry_run_prints_all_and_does_nothing(job: str, capsys: pytest.CaptureF
     assert text.count("#SBATCH --partition=gpu\n#SBATCH --time=1:00\n#SBATCH --signal=B:USR2@60\n") == 3
     assert text.count("#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=2") == 1
     assert f"--runs-dir {Path.cwd()}/runs --resume auto --phases 3-4)" in text
+    assert (
+        "\n# chain job 3: phases 3-4 on 2 nodes, 4 ranks, samples 304 … 688: not submitted\nsbatch --test-only " in text
+    )
     assert '\njob_3=$(sbatch --parsable --dependency=afterok:"$job_2" --kill-on-invalid-dep=yes ' in text
     assert not Path("runs").exists()
 
