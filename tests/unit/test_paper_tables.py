@@ -81,4 +81,4 @@ def test_each_job_of_a_made_set_can_be_planned(path: Path) -> None:
     if path.stem.endswith("_grow"):
         assert batches[1] == 5 * batches[0]
     sizes = {f"build/data/{table.name}": table.num_train for table in TABLES}
-    assert plan.num_samples == sizes.get(str(job.data.root), plan.num_samples)
+    assert job.data.num_samples == sizes.get(str(job.data.root), job.data.num_samples)
