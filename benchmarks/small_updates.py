@@ -56,7 +56,6 @@ def make_updates(
     num_passes: int,
     num_updates: int,
     *,
-    exact: bool = False,
     groups_of_pass: int = 1,
     change: Callable[[nn.Module], nn.Module] = lambda model: model,
 ) -> tuple[UpdateEngine, Callable[[], int]]:
@@ -66,7 +65,6 @@ def make_updates(
         ranks: share an update.
         num_passes: micro-batches of an update on each rank.
         num_updates: of a call of the function.
-        exact: as `UpdateEngine` takes it.
         groups_of_pass: ghost batches of a micro-batch of `GHOST_BATCH` samples.
         change: replaces modules of the network.
     """
@@ -76,7 +74,7 @@ def make_updates(
     batch = num_passes * ranks.size * GHOST_BATCH
     phase = Phase(0.0, 0.01, 0.9, batch, float(batch), start_samples=0, num_updates=num_updates)
     model = change(small_conv_net.build(1, 10, ghost_batch=GHOST_BATCH // groups_of_pass, bn_momentum=0.1))
-    engine = UpdateEngine(model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9), ranks, exact=exact)
+    engine = UpdateEngine(model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9), ranks)
 
     def work() -> int:
         for _ in range(num_updates):
