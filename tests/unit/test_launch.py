@@ -59,6 +59,9 @@ def test_the_launcher_is_known_by_its_variables(
 def no_horovod(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "horovod", None)
     monkeypatch.delitem(sys.modules, "hvd_batchgrow.comm.horovod", raising=False)
+    # The module sets these before it imports Horovod.
+    monkeypatch.setenv("HOROVOD_FUSION_THRESHOLD", "0")
+    monkeypatch.setenv("OMPI_MCA_mpi_yield_when_idle", "1")
 
 
 @pytest.mark.usefixtures("no_horovod")
