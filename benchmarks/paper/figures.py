@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.paper.studies.study import Table
 from benchmarks.paper.tables import Runs, runs_of
-from hvd_batchgrow.reports.curves import Floats, Points
+from hvd_batchgrow.reports.curves import Floats, Points, thin
 from hvd_batchgrow.reports.document import Curve, Figure, Style
 from hvd_batchgrow.reports.figures import figure
 from hvd_batchgrow.reports.pictures import pictures
@@ -56,7 +56,10 @@ class _Series:
 
 
 def _training_loss(run: RunFiles) -> _Series:
-    return _Series(run.column("epoch"), run.column("updates"), run.column("loss"))
+    """Return the means over consecutive records: a hundred points are enough for a figure."""
+    epochs = run.column("epoch")
+    means = thin(Points(epochs, run.column("loss")), np.diff(run.column("samples"), prepend=0.0), most=100)
+    return _Series(means.x, np.interp(means.x, epochs, run.column("updates")), means.y)
 
 
 def _evaluations(table: Table, run: RunFiles) -> _Series:
