@@ -65,7 +65,11 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     found = TABLES if options.command == "write" else STUDIES
     if unknown := set(options.names) - {one.name for one in found}:
-        parser.error(f"there is no {', '.join(sorted(unknown))}; choose from {', '.join(one.name for one in found)}")
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(one.name for one in found)}")
+    if options.command == "train":
+        arms = list(dict.fromkeys(arm.name for study in selected(STUDIES, options.names) for arm in study.arms))
+        if unknown := set(options.arms) - set(arms):
+            parser.error(f"no such arm: {', '.join(sorted(unknown))}; choose from {', '.join(arms)}")
     return options
 
 
