@@ -14,6 +14,7 @@ from benchmarks.paper import wall_time
 from benchmarks.paper.pages import replace_block, write_table
 from benchmarks.paper.studies import STUDIES, TABLES, fashion_mnist
 from benchmarks.paper.studies.study import Study, Table
+from benchmarks.paper.tables import read_runs
 from benchmarks.paper.training import ROOT, Trainer, tasks_of
 from hvd_batchgrow.messages.wording import counted
 from hvd_batchgrow.storage.atomic import write_atomically
@@ -26,8 +27,11 @@ def main() -> int:
     """Do what the command line asks for; return the exit code."""
     options = parse()
     if options.command == "write":
-        for table in selected(TABLES, options.names):
-            count = write_table(table, options.results, options.docs)
+        tables = selected(TABLES, options.names)
+        studies = {table.study.name: table.study for table in tables}
+        runs = {name: read_runs(study, options.results) for name, study in studies.items()}
+        for table in tables:
+            count = write_table(table, runs[table.study.name], options.docs)
             print(f"{options.docs / table.page}: table {table.name} of {counted(count, 'run')}")
         if not options.names and wall_time.RECORD.exists():
             page = options.docs / fashion_mnist.PAGE

@@ -8,22 +8,21 @@ from pathlib import Path
 
 from benchmarks.paper.figures import svg_files
 from benchmarks.paper.studies.study import QUIET, Table
-from benchmarks.paper.tables import Runs, markdown, read_runs, runs_of
+from benchmarks.paper.tables import Runs, markdown, runs_of
 from benchmarks.paper.training import ROOT
 from hvd_batchgrow.messages.wording import counted
 from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.storage.atomic import write_atomically
 
 
-def write_table(table: Table, results: Path, docs: Path) -> int:
+def write_table(table: Table, runs: Runs, docs: Path) -> int:
     """Write a table and its figures into its page, which is created if necessary; return the number of runs in it.
 
     Args:
         table: what to write.
-        results: folder of the records that are kept.
+        runs: those of its study.
         docs: folder of the pages; figures are written to its folder figures.
     """
-    runs = read_runs(table.study, results)
     pictures = svg_files(table, runs) if table.with_figures else {}
     (docs / "figures").mkdir(parents=True, exist_ok=True)
     for name, content in pictures.items():

@@ -133,7 +133,7 @@ def test_a_page_has_the_table_its_figures_and_the_origin_of_its_runs(tmp_path: P
         (run / "record.json").write_text(json.dumps({"attempts": [attempt]}))
         pack(run, results / "study")
     table = Table("some_arms", STUDY, "page.md", ("b",), margin=0.3, with_figures=True)
-    assert write_table(table, results, docs) == 2
+    assert write_table(table, read_runs(STUDY, results), docs) == 2
     page = (docs / "page.md").read_text()
     assert "| `b` | 2 | 600 | 20 | 91.00 % |  |" in page
     assert "jobs/job.toml) with `optim.lr = 0.2`" in page
@@ -141,7 +141,7 @@ def test_a_page_has_the_table_its_figures_and_the_origin_of_its_runs(tmp_path: P
     names = re.findall(r"\(figures/(.*?\.svg)\)", page)
     assert sorted(names) == sorted(path.name for path in (docs / "figures").iterdir())
     assert "some-arms-test-accuracy-by-updates.svg" in names
-    assert write_table(table, results, docs) == 2
+    assert write_table(table, read_runs(STUDY, results), docs) == 2
     assert (docs / "page.md").read_text() == page
 
 
