@@ -64,6 +64,7 @@ def measure(all_ranks: Sequence[int], turns: int) -> dict[str, Any]:
 
 def markdown(record: Mapping[str, Any]) -> str:
     """Return the record as a table: medians, and the range of the ratios to the fixed small batch in each turn."""
+    turns = len(next(iter(record["seconds"].values()))["adabatch_small"])
     lines = ["| ranks | schedule | updates | seconds | times faster than `adabatch_small` |", "|---|---|---|---|---|"]
     for ranks, by_name in record["seconds"].items():
         for name, values in by_name.items():
@@ -71,10 +72,8 @@ def markdown(record: Mapping[str, Any]) -> str:
             spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} … {max(ratios):.2f})"
             cells = [ranks, f"`{name}`", f"{record['updates'][name]:,}", f"{statistics.median(values):.1f}", spread]
             lines.append(f"| {' | '.join(map(str, cells))} |")
-    turns = len(next(iter(by_name.values())))
-    return "\n".join(
-        [*lines, f"\nMedians of n = {turns} turns on {record['cores']} cores, with the range of the ratios."]
-    )
+    lines += ["", f"Medians of n = {turns} turns on {record['cores']} cores, with the range of the ratios."]
+    return "\n".join(lines)
 
 
 def main() -> None:

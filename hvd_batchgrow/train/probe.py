@@ -35,6 +35,7 @@ from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train.parts import TrainingParts
 from hvd_batchgrow.train.run.setup import load_together, prepare_rank
+from hvd_batchgrow.train.update.gradients import summed_type, wire_type_of
 from hvd_batchgrow.train.update.micro_batches import read_micro_batches
 from hvd_batchgrow.train.update.stopwatch import stopwatch_of
 
@@ -160,8 +161,8 @@ class _Bench:
         # Train with a tiny learning rate, so that the weights do not diverge with a batch that no schedule contains.
         self._phase = replace(phase, lr=1e-3 * phase.lr)
         parameters = [p for p in parts.model.parameters() if p.requires_grad]
-        exact = self.job.layout.exact  # whose sums are int64
-        self.gradient_bytes = sum(p.numel() * (8 if exact else p.element_size()) for p in parameters)
+        wire_type, exact = wire_type_of(self.job.update), self.job.layout.exact
+        self.gradient_bytes = sum(p.numel() * summed_type(p.dtype, wire_type, exact=exact).itemsize for p in parameters)
         self._samples, self._groups_per_pass = 0, 1
         most = max(1, self.job.micro_batch_limit // self.job.model.ghost_batch)
         self._ghost_batches = parts.ghost_batches(0, ranks, lambda _: min(self._groups_per_pass, most))

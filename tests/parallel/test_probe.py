@@ -48,6 +48,20 @@ def test_a_probe_is_on_rank_0_and_prices_the_job(ranks: Ranks, load: Callable[[]
     assert phase.extrapolated_from is None
 
 
+@pytest.mark.parametrize(
+    ("sections", "num_bytes"), [({"layout": {"exact": True}}, 8), ({"update": {"allreduce_dtype": "float16"}}, 2)]
+)
+def test_gradient_bytes_are_those_that_several_ranks_all_reduce(
+    ranks: Ranks, tmp_path: Path, sections: dict[str, dict[str, object]], num_bytes: int
+) -> None:
+    write_idx_folder(tmp_path, small_source())
+    layout = {"max_micro_batch": 8} | sections.get("layout", {})
+    job = small_job(tmp_path, **(sections | {"data": {"pipeline": "torch"}, "layout": layout}))
+    probe = probe_job(lambda: job, ranks, quiet, quiet, budget_s=0.0)
+    if probe is not None:
+        assert probe.gradient_bytes == num_bytes * (36 + 8 + 288 + 16 + 24 + 3)
+
+
 def test_a_probe_measures_with_the_ranks_there_whatever_the_plan_wants(ranks: Ranks, tmp_path: Path) -> None:
     write_idx_folder(tmp_path, small_source())
     layout = {"grow_by": "auto", "max_micro_batch": 8}

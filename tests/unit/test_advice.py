@@ -262,6 +262,7 @@ def test_growth_takes_the_place_of_decay_at_the_noise_scale_of_the_run() -> None
     run = recorded(seen(4, lambda _: 720), boundaries_epochs=[1, 2, 3], noise_factor=3.0)
     advice = advise(run)
     assert advice.job.schedule.policy == "grow"
+    assert advice.job.schedule.model_dump()["noise_factor"] == (3.0, 3.0, 3.0)  # not 3.0000000000000004
     assert [p.phase.global_batch for p in advice.phases] == [100, 300, 600, 600]  # 900 is above 720/1.2
     assert [p.phase.lr for p in advice.phases] == pytest.approx([0.05, 0.05, 0.05 * 2 / 3, 0.05 * 2 / 9])
     ours = [advice.plan.noise_scale(p.phase) for p in advice.phases]

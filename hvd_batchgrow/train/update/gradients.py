@@ -357,6 +357,13 @@ def wire_type_of(rule: UpdateSection) -> torch.dtype | None:
     return None if rule.allreduce_dtype == "none" else getattr(torch, rule.allreduce_dtype)
 
 
+def summed_type(gradient: torch.dtype, wire_type: torch.dtype | None, *, exact: bool) -> torch.dtype:
+    """Return the type of the numbers that several ranks all-reduce for gradients of a type; see `GradientBuckets`."""
+    if exact:
+        return torch.int64
+    return wire_type or torch.promote_types(gradient, torch.float32)
+
+
 def check_wire_type(wire_type: torch.dtype | None, ranks: Ranks, *, exact: bool) -> None:
     """Check that the ranks can sum numbers of a wire type.
 
