@@ -1,11 +1,11 @@
-"""Measure the time that growth saves where all-reduces are slow: a run whose batch grows and one whose rate decays.
+"""Measure the time that growth saves where all-reduces are slow, with the schedules of two papers.
 
-python -m benchmarks.growth [--rates 1gbit 100mbit] [--samples-per-s 1000 4000] [--turns 3]
+python -m benchmarks.growth [smith adabatch] [--rates 1gbit 100mbit] [--samples-per-s 1000 4000] [--turns 3]
 
-Run as root; requires the programs of tests/slurm. Both are complete runs of `hvd-batchgrow train` on four ranks, one on
-each of four emulated hosts, over Horovod, with evaluations and checkpoints. The network has the gradient of WRN-16-4
-(11 MB) and sleeps instead of computing convolutions, so its accuracy means nothing; docs/critical-batch.md has the
-accuracies of both schedules. --samples-per-s is the speed of the sleep alone. Gradients and Python take time too, so
+Run as root; requires the programs of tests/slurm. Each schedule is a complete run of `hvd-batchgrow train` on four
+ranks, one on each of four emulated hosts, over Horovod, with evaluations and checkpoints. The network has the gradient
+of WRN-16-4 (11 MB) and sleeps instead of computing convolutions, so its accuracy means nothing; docs/results.md has the
+accuracies of such schedules. --samples-per-s is the speed of the sleep alone. Gradients and Python take time too, so
 the speed of a process without all-reduces and optimizer is measured and printed as well.
 """
 
@@ -32,7 +32,7 @@ JOB = """\
 name = "growth"
 [data]
 source = "synthetic_images"
-num_samples = 1280
+num_samples = 12800
 shape = [4, 4, 1]
 [model]
 name = "benchmarks.sleeping:SleepingNetwork"
@@ -42,32 +42,33 @@ kwargs = {{ seconds_per_sample = {seconds_per_sample!r} }}
 name = "sgd"
 lr = 0.1
 [schedule]
-policy = "{policy}"
-epochs = 10.0
-global_batch = {global_batch}
-boundaries_epochs = [3.0, 6.0, 8.0]
-noise_factor = 5.0
-{batch}
+{schedule}
 [layout]
 max_micro_batch = 128
 [evaluation]
-every_epochs = 5.0
+every_epochs = 0.5
 [logging]
 tensorboard = false
 """
-"""Smith et al. 2018, §5.1, shortened to 10 of 200 epochs: the boundaries are at 30, 60 and 80 % of the samples."""
-SCHEDULES = {"grow": "max_batch = 640", "decay": ""}
-"""Lines of [schedule] by policy. The batch grows once, to 640, and then the learning rate decays: 100
-updates become 44."""
+_SMITH = f"epochs = 1.0\nboundaries_epochs = [0.3, 0.6, 0.8]\nnoise_factor = 5.0\nglobal_batch = {BATCH}\n"
+_ADABATCH = 'policy = "adabatch"\nepochs = 1.2\nevery_epochs = 0.2\n'
+SCHEDULES = {
+    "smith": {"decay": f'{_SMITH}policy = "decay"', "grow": f'{_SMITH}policy = "grow"\nmax_batch = 640'},
+    "adabatch": {
+        "small": f"{_ADABATCH}global_batch = {BATCH}\nbatch_factor = 1\nlr_factor = 0.375",
+        "grow": f"{_ADABATCH}global_batch = {BATCH}\nbatch_factor = 2\nlr_factor = 0.75\nmax_batch = 4096",
+        "large": f"{_ADABATCH}global_batch = 4096\nbatch_factor = 1\nlr_factor = 0.375",
+    },
+}
+"""Lines of [schedule]. Smith et al. 2018, §5.1, shortened to 12,800 samples: the batch grows once, to 640, and then the
+learning rate decays, so 100 updates become 44. AdaBatch (Devarakonda et al. 2017), six phases in 15,360 samples: the
+batch grows from 128 to 4,096, and 120 updates become 40."""
 
 
-def train(slurm: Cluster, folder: Path, policy: str, samples_per_s: float, name: str) -> float:
+def train(slurm: Cluster, folder: Path, schedule: str, samples_per_s: float, name: str) -> float:
     """Train, and return the seconds of the updates: start, evaluations and checkpoints vanish in a long run."""
-    job = folder / f"{policy}.toml"
-    job.write_text(
-        JOB.format(policy=policy, batch=SCHEDULES[policy], global_batch=BATCH, seconds_per_sample=1 / samples_per_s),
-        encoding="utf-8",
-    )
+    job = folder / f"{name}.toml"
+    job.write_text(JOB.format(schedule=schedule, seconds_per_sample=1 / samples_per_s))
     run_ranks(slurm, folder, HOSTS, ["hvd-batchgrow", "train", str(job), "--name", name])
     return account_of(RunFiles.read(folder / "runs" / name)).training_s
 
@@ -84,32 +85,31 @@ def speed_alone(samples_per_s: float, num_passes: int = 11) -> float:
     return statistics.median(speeds[1:])
 
 
-def measure(rate: str, options: argparse.Namespace) -> None:
-    """Print the median seconds of both schedules, and of the ratios of each turn, for each speed of the hosts."""
+def measure(paper: str, rate: str, options: argparse.Namespace) -> None:
+    """Print the median seconds of a paper's schedules, and of the ratios of each turn to the first of them."""
     with cluster(rate) as (slurm, folder):
         slurm.start_ssh()
         for samples_per_s in options.samples_per_s:
             alone = speed_alone(samples_per_s)
-            seconds: dict[str, list[float]] = {policy: [] for policy in SCHEDULES}
+            print(f"{paper}, {rate}, {samples_per_s:.0f} samples/s per host, {alone:.0f} measured", flush=True)
+            seconds: dict[str, list[float]] = {name: [] for name in SCHEDULES[paper]}
             for turn in range(options.turns):
-                for policy in sorted(SCHEDULES, reverse=turn % 2 == 1):  # each is first in half of the turns
-                    name = f"{policy}-{samples_per_s:g}-{turn}"
-                    seconds[policy].append(train(slurm, folder, policy, samples_per_s, name))
-                    print(f"{name}: {seconds[policy][-1]:.1f} s", file=sys.stderr, flush=True)
-            ratios = [decay / grow for decay, grow in zip(seconds["decay"], seconds["grow"], strict=True)]
-            medians = {policy: statistics.median(values) for policy, values in seconds.items()}
-            print(
-                f"{rate:9} {samples_per_s:6.0f} samples/s per host, {alone:.0f} measured"
-                f"   decay {medians['decay']:6.1f} s   grow {medians['grow']:6.1f} s"
-                f"   decay / grow {statistics.median(ratios):.2f} ({min(ratios):.2f} … {max(ratios):.2f})"
-                f", n = {len(ratios)}",
-                flush=True,
-            )
+                for k in range(len(seconds)):  # each turn begins with another schedule
+                    name = list(seconds)[(k + turn) % len(seconds)]
+                    run = f"{name}-{samples_per_s:g}-{turn}"
+                    seconds[name].append(train(slurm, folder, SCHEDULES[paper][name], samples_per_s, run))
+                    print(f"{run}: {seconds[name][-1]:.1f} s", file=sys.stderr, flush=True)
+            first = next(iter(seconds))
+            for name, values in seconds.items():
+                ratios = [before / now for before, now in zip(seconds[first], values, strict=True)]
+                spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} … {max(ratios):.2f})"
+                print(f"  {name:6} {statistics.median(values):6.1f} s   {first} / {name} {spread}, n = {len(ratios)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure each rate of the links."""
+    """Measure each paper's schedules at each rate of the links."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("papers", nargs="*", metavar="PAPER", help=f"of {', '.join(SCHEDULES)}; by default all")
     parser.add_argument(
         "--rates",
         nargs="+",
@@ -127,8 +127,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if os.geteuid():
         sys.exit("benchmarks.growth makes network namespaces: run it as root")
-    for rate in options.rates:
-        measure(rate, options)
+    if unknown := set(options.papers) - SCHEDULES.keys():
+        parser.error(f"no schedules of {', '.join(sorted(unknown))}; known: {', '.join(SCHEDULES)}")
+    for paper in options.papers or SCHEDULES:
+        for rate in options.rates:
+            measure(paper, rate, options)
 
 
 if __name__ == "__main__":
