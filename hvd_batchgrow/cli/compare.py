@@ -6,19 +6,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
-from pydantic import Field
 
 from hvd_batchgrow.cli.common import refuse_overrides, terminal
+from hvd_batchgrow.config.types import Margin
 from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError
 from hvd_batchgrow.observers.console import PlainConsole
-
-if TYPE_CHECKING:
-    pass
-
-Margin = Annotated[float, Field(gt=0, lt=1e9)]
 
 
 @dataclass(frozen=True)

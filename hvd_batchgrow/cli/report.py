@@ -11,6 +11,7 @@ import tyro
 
 from hvd_batchgrow import __version__
 from hvd_batchgrow.cli.common import refuse_overrides
+from hvd_batchgrow.config.types import Margin, Price
 from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError
 from hvd_batchgrow.messages.wording import counted
 
@@ -25,10 +26,10 @@ class ReportCommand:
     """Write the report to this HTML file; by default report.html, unless --dir is given."""
     dir: Path | None = None
     """Write report.md, CSV files, and the figures as PNG and SVG into this folder; it is created if necessary."""
-    margin: float | None = None
+    margin: Margin | None = None
     """Largest difference that does not matter, in percentage points for accuracy, otherwise in units of the metric."""
-    price: float | None = None
-    """Price of a rank-hour: adds the cost of each run."""
+    price: Price | None = None
+    """Price of a rank-hour: adds the cost of the updates of each run."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Write the files; print their names to stdout."""
@@ -36,7 +37,9 @@ class ReportCommand:
         from hvd_batchgrow.reports.write import write_folder, write_html
 
         refuse_overrides(overrides)
-        self._check()
+        if not self.runs:
+            fault = "name at least one run folder, or a folder of runs such as runs"
+            raise JobError([Fault("RUN", fault)], "command line")
         document = build_document(
             self.runs,
             margin=self.margin,
@@ -55,13 +58,3 @@ class ReportCommand:
         options = {"--out": self.out, "--dir": self.dir, "--margin": self.margin, "--price": self.price}
         given = [f"{flag}={value}" for flag, value in options.items() if value is not None]
         return ["hvd-batchgrow", "report", *map(str, self.runs), *given]
-
-    def _check(self) -> None:
-        faults = []
-        if not self.runs:
-            faults.append(Fault("RUN", "name at least one run folder, or a folder of runs such as runs"))
-        for flag, value in (("--margin", self.margin), ("--price", self.price)):
-            if value is not None and not 0 < value < 1e12:
-                faults.append(Fault(flag, f"must be above 0 and below 1e12, got {value:g}"))
-        if faults:
-            raise JobError(faults, "command line")

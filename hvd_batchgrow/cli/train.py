@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hvd_batchgrow.cli.common import RanksCommand, terminal, unfinished_until_done
-from hvd_batchgrow.cli.compare import Margin
 from hvd_batchgrow.comm.launcher_env import is_elastic, restarts_ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config.types import PositiveInt, Price, RunName
+from hvd_batchgrow.config.types import Margin, PositiveInt, Price, RunName
 from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError, RunError
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.schedule.twin import decay_twin

@@ -38,6 +38,8 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 """Price of one rank-hour, in any currency."""
+Margin = Annotated[float, Field(gt=0, lt=1e9)]
+"""Largest difference of two results that does not matter."""
 FiniteSeconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]

@@ -62,11 +62,11 @@ def arm_cost_table(found: Comparison) -> Table:
     table.columns[0].justify = "left"
     costs = arm_costs(found)
     for name, cost in zip(("first", "second"), costs, strict=True):
-        row = (f"{cost.updates:,.0f}", f"{cost.samples:,.0f}", short_time(cost.seconds), f"{cost.rank_hours:.4g}")
-        table.add_row(name, *row)
+        hours = "" if cost.rank_hours is None else f"{cost.rank_hours:.4g}"
+        table.add_row(name, f"{cost.updates:,.0f}", f"{cost.samples:,.0f}", short_time(cost.seconds), hours)
     names = ("updates", "samples", "seconds", "rank_hours")
     ratios = [(getattr(costs[1], name), getattr(costs[0], name)) for name in names]
-    table.add_row("second / first", *(f"{top / bottom:.2f}×" if bottom else "" for top, bottom in ratios))
+    table.add_row("second / first", *(f"{top / bottom:.2f}×" if top and bottom else "" for top, bottom in ratios))
     return table
 
 

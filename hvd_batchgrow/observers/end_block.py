@@ -36,10 +36,10 @@ def phases_table(phases: Sequence[PhaseDone]) -> Table:
     """Return a table with one row per phase: done, and planned where it differs."""
     headings = ("phase", "batch", "updates", "samples", "time", "samples\nper s", "rank-\nhours")
     table = number_table(None, headings)
-    for index, phase in enumerate(phases, start=1):
+    for phase in phases:
         speed, hours = phase.samples_per_s, phase.rank_hours
         table.add_row(
-            *(f"{index}", f"{phase.global_batch:,}"),
+            *(f"{phase.index + 1}", f"{phase.global_batch:,}"),
             *(_of(phase.updates, phase.planned_updates), _of(phase.samples, phase.planned_samples)),
             *(short_time(phase.seconds), "" if speed is None else f"{speed:,.0f}"),
             "" if hours is None else f"{hours:.3g}",

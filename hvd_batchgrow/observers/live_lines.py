@@ -120,9 +120,8 @@ def _fields(view: LiveView) -> dict[str, Field]:
 def _batch(view: LiveView) -> str:
     """Return B as a product; if the parts are unequal, the numbers without a product."""
     record = view.record
-    phase = view.plan.phases[view.phase] if view.plan.phases else None
-    if record is None or phase is None:
-        return "" if phase is None else f"{phase.global_batch:,}"
+    if record is None:
+        return f"{view.plan.phases[view.phase].global_batch:,}"
     micro_batch = view.plan.micro_batches[view.phase]
     ranks = f"{record.ranks:,} rank{'s' * (record.ranks != 1)}"
     passes = f"{record.accumulation:,} pass{'es' * (record.accumulation != 1)}"

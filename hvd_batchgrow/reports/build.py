@@ -153,7 +153,7 @@ def _raised(run: ReportedRun, group: Sequence[ReportedRun]) -> str:
 
 
 def _first(run: ReportedRun, key: str) -> float | None:
-    return finite(run.phases[0].get(key)) if run.phases else None
+    return finite(run.phases[0].get(key))
 
 
 def _raised_table(group: Sequence[ReportedRun], raised: Sequence[str]) -> Table:

@@ -12,6 +12,7 @@ from hvd_batchgrow.reports.curves import Points, difference, steps, thin, thin_b
 from hvd_batchgrow.reports.document import Curve, Figure, FigureRow, Style
 from hvd_batchgrow.reports.runs import Clock, ReportedRun
 from hvd_batchgrow.reports.text import metric_label
+from hvd_batchgrow.results.run_summary import training_dataset
 
 _LOG_RATIO = 8.0
 """Ratio of the largest to the smallest value of a loss from which its axis is logarithmic."""
@@ -56,10 +57,10 @@ def noise_figures(runs: Sequence[ReportedRun], clock: Clock) -> list[FigureRow]:
 
 
 def _step_curve(run: ReportedRun, column: str, clock: Clock, label: str = "", dash: int | None = None) -> Curve:
-    """Return a column as a step function; before the first record, as the plan has it."""
+    """Return a column as a step function: a record has the value of all its updates."""
     ends = run.files.column("samples")
     values = run.files.column(column)
-    points = steps(clock.at(ends - run.window_samples), clock.at(ends), values)
+    points = steps(clock.at(ends - run.files.record_samples), clock.at(ends), values)
     style = run.style if dash is None else Style(run.style.colour, dash)
     return Curve(label or run.label, points, style, is_steps=True)
 
@@ -106,7 +107,7 @@ RunCurve = tuple[ReportedRun, Points, np.ndarray]
 def train_curve(run: ReportedRun, name: str) -> RunCurve:
     """Return a metric of training by samples."""
     samples = run.files.column("samples")
-    points = thin(Points(samples, run.files.column(name)).with_finite_x(), run.window_samples)
+    points = thin(Points(samples, run.files.column(name)).with_finite_x(), run.files.record_samples)
     return run, points, run.updates_at(points.x)
 
 
@@ -138,19 +139,14 @@ def pair_figures(pairs: Sequence[tuple[ReportedRun, ReportedRun, Style]], clock:
         label, factor = metric_label(name)
         curves = []
         for first, second, style in pairs:
-            results = [run.evaluated(name, _dataset(first)) for run in (first, second)]
+            results = [run.evaluated(name, training_dataset(first.files.evaluations)) for run in (first, second)]
             parts = [Points(clock.at(samples), values) for samples, _, values in results]
             points = difference(*parts).scaled(factor)
             curves.append(Curve(f"{first.label} − {second.label}", points, style))
         unit = label.replace("(%)", "(percentage points)")
-        title = f"Difference of the {_dataset(pairs[0][0])} {label.removesuffix(' (%)')}"
+        title = f"Difference of the {training_dataset(pairs[0][0].files.evaluations)} {label.removesuffix(' (%)')}"
         figures.append(figure(f"difference-{name}", title, (clock.label, unit), curves))
     return row(figures)
-
-
-def _dataset(run: ReportedRun) -> str:
-    """Return the set that is evaluated during training."""
-    return "validation" if any(line["dataset"] == "validation" for line in run.files.evaluations) else "test"
 
 
 def speed_figures(runs: Sequence[ReportedRun], clock: Clock) -> list[FigureRow]:
@@ -158,5 +154,5 @@ def speed_figures(runs: Sequence[ReportedRun], clock: Clock) -> list[FigureRow]:
     curves = []
     for run in runs:
         points = Points(clock.at(run.files.column("samples")), run.files.column("samples_per_s")).with_finite_x()
-        curves.append(Curve(run.label, thin(points, run.window_s), run.style))
+        curves.append(Curve(run.label, thin(points, run.files.record_seconds), run.style))
     return row([figure("speed", "Speed of training", (clock.label, "samples/s"), curves)])

@@ -11,6 +11,7 @@ from hvd_batchgrow.reports import text
 from hvd_batchgrow.reports.document import Column, Paragraph, Section, Table, with_values
 from hvd_batchgrow.reports.runs import ReportedRun
 from hvd_batchgrow.results.comparison import Comparison, compare_runs
+from hvd_batchgrow.results.confounds import leaves
 from hvd_batchgrow.results.run_cost import RunCost
 
 _MOST_KEYS = 60
@@ -102,7 +103,10 @@ def _arm_rows(found: Comparison) -> Iterator[Mapping[str, Any]]:
     first, second = ({name: getattr(side, name) for name in names} for side in sides)
     for arm, cost in ((found.first, first), (found.second, second)):
         yield {"arm": text.clean(arm.name, 80), "runs": len(found.pairs), **cost}
-    yield {"arm": "second / first", **{key: _Ratio(second[key] / first[key]) for key in names if first[key]}}
+    yield {
+        "arm": "second / first",
+        **{key: _Ratio(second[key] / first[key]) for key in names if first[key] and second[key]},
+    }
 
 
 class _Ratio(float):
@@ -143,7 +147,7 @@ def runs_section(runs: Sequence[ReportedRun], price: float | None) -> Section:
         Column("epochs", "epochs", text.number, is_number=True),
         Column("seconds", "time", text.seconds, is_number=True),
         Column("rank_hours", "rank-hours", text.number, is_number=True),
-        Column("cost", "cost", text.number, is_number=True),
+        Column("cost", "cost of updates", text.number, is_number=True),
         Column("metric", "result"),
         Column("last", "last", _result, is_number=True),
         Column("best", "best", _result, is_number=True),
@@ -151,7 +155,10 @@ def runs_section(runs: Sequence[ReportedRun], price: float | None) -> Section:
     notes = ["Time is that of the updates, without evaluations, checkpoints and start-up; rank-hours are that time in "
              "hours, times the ranks that each phase uses."]  # fmt: skip
     if price is not None:
-        notes.append(f"Cost is rank-hours times the price of {price:g} per rank-hour.")
+        notes.append(
+            f"Their cost is rank-hours times the price of {price:g} per rank-hour. The cost of whole invocations is "
+            f"printed by hvd-batchgrow show RUN --price {price:g}."
+        )
     rows = [_run_row(run, price) for run in runs]
     return Section("Runs", (Table("runs", with_values(columns, rows), rows), Paragraph(" ".join(notes))))
 
@@ -170,7 +177,7 @@ def _run_row(run: ReportedRun, price: float | None) -> Mapping[str, Any]:
         "epochs": summary.epoch,
         "seconds": summary.training_s,
         "rank_hours": rank_hours,
-        "cost": None if price is None else price * rank_hours,
+        "cost": None if price is None or rank_hours is None else price * rank_hours,
         "metric": f"{text.clean(summary.last_dataset, 20)} {what}" if summary.last_dataset else what,
         "last": _Result(summary.metric, summary.last) if summary.last is not None else None,
         "best": _Result(summary.metric, summary.best) if summary.best is not None else None,
@@ -194,7 +201,7 @@ def _result(value: _Result) -> str:
 
 def difference_section(runs: Sequence[ReportedRun]) -> list[Section]:
     """Return the keys in which the jobs of the runs differ; no section for one run."""
-    jobs = [dict(_leaves(run.files.job)) for run in runs]
+    jobs = [dict(leaves(run.files.job)) for run in runs]
     keys = sorted({key for job in jobs for key in job} - {"name"})
     found = [key for key in keys if len({repr(job.get(key)) for job in jobs}) > 1]
     if len(runs) < 2 or not found:
@@ -212,11 +219,3 @@ def difference_section(runs: Sequence[ReportedRun]) -> list[Section]:
 
 def _value(value: Any) -> str | None:
     return None if value is None else text.clean(value, 80)
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from hvd_batchgrow.reports import text
-from hvd_batchgrow.reports.curves import Floats
 from hvd_batchgrow.reports.document import Column, Paragraph, Table, with_values
 from hvd_batchgrow.reports.runs import ReportedRun
+from hvd_batchgrow.results.account import account_of
 from hvd_batchgrow.results.records import number as finite
 
 
@@ -39,41 +37,26 @@ def phase_table(runs: Sequence[ReportedRun]) -> Table:
 
 def _rows(run: ReportedRun) -> Iterator[Mapping[str, Any]]:
     """Yield the phases that have updates. The time left of a phase follows from its own speed so far."""
-    count = len(run.phases)
-    updates = np.maximum(np.diff(run.files.column("updates"), prepend=0.0), 0.0)
-    columns = (updates, run.window_samples, run.window_s, run.window_rank_hours)
-    phase_of = _phase_of_windows(run)
-    done = [np.bincount(phase_of, np.nan_to_num(values), count) for values in columns]
-    for k, phase in enumerate(run.phases):
-        if not phase["num_updates"]:
-            continue
-        updates_done, samples, seconds, rank_hours = (float(values[k]) for values in done)
-        planned = phase["num_updates"] * phase["global_batch"]
-        speed = samples / seconds if seconds > 0 else None
+    for done in account_of(run.files).phases:
+        phase, speed = run.phases[done.index], done.samples_per_s
+        left = done.planned_samples - done.samples
         yield {
             "run": run.label,
-            "phase": k + 1,
+            "phase": done.index + 1,
             "start_epoch": phase["start_samples"] / run.files.plan["num_samples"],
             "lr": phase["lr"],
             "momentum": finite(phase.get("momentum")),
             "global_batch": phase["global_batch"],
             "layout": " × ".join(text.clean(phase.get(key), 20) for key in ("ranks", "accumulation", "micro_batch")),
-            "planned_updates": phase["num_updates"],
-            "updates": round(updates_done),
-            "planned_samples": planned,
-            "samples": round(samples),
-            "seconds": seconds,
-            "rank_hours": rank_hours,
+            "planned_updates": done.planned_updates,
+            "updates": done.updates,
+            "planned_samples": done.planned_samples,
+            "samples": done.samples,
+            "seconds": done.seconds,
+            "rank_hours": done.rank_hours,
             "samples_per_s": speed,
-            "seconds_left": (planned - samples) / speed if speed and samples < planned else None,
+            "seconds_left": left / speed if speed and left > 0 else None,
         }
-
-
-def _phase_of_windows(run: ReportedRun) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return the phase of each training record, by the sample counter at its start: a plan may have changed since."""
-    starts = np.array([phase["start_samples"] for phase in run.phases], dtype=np.float64)
-    first: Floats = run.files.column("samples") - run.window_samples
-    return np.maximum(np.searchsorted(starts, first, side="right") - 1, 0)
 
 
 def plan_notes(runs: Sequence[ReportedRun]) -> list[Paragraph]:

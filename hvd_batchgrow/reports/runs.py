@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,22 +35,6 @@ class ReportedRun:
     def folder(self) -> Path:
         """The run folder."""
         return self.files.folder
-
-    @cached_property
-    def window_samples(self) -> Floats:
-        """Samples of each training record."""
-        return np.maximum(np.diff(self.files.column("samples"), prepend=0.0), 0.0)
-
-    @cached_property
-    def window_s(self) -> Floats:
-        """Seconds of training of each training record."""
-        return np.asarray(np.diff(self.files.seconds, prepend=0.0))
-
-    @cached_property
-    def window_rank_hours(self) -> Floats:
-        """Rank-hours of each training record: its seconds, times the ranks that it used."""
-        ranks = self.files.column("ranks")
-        return np.nan_to_num(self.window_s * ranks / 3600)
 
     @property
     def phases(self) -> Sequence[Mapping[str, Any]]:

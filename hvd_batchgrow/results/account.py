@@ -16,6 +16,8 @@ from hvd_batchgrow.results.run_files import RunFiles
 class PhaseDone:
     """A phase as planned and as trained so far."""
 
+    index: int
+    """Its index in the plan."""
     global_batch: int
     planned_updates: int
     updates: int
@@ -95,19 +97,26 @@ def account_of(run: RunFiles) -> Account:
 
 
 def _phases(run: RunFiles) -> tuple[PhaseDone, ...]:
-    """Return the phases; each training record counts from the one before it."""
-    samples, updates = (np.diff(np.nan_to_num(run.column(name)), prepend=0.0) for name in ("samples", "updates"))
-    of_phase, found = run.column("phase"), []
-    for index, phase in enumerate(run.plan["phases"]):
+    """Return the phases that have updates.
+
+    A training record counts for the phase in which it begins, by its sample counter. Its own index of a phase may be of
+    another plan: that of the origin of a fork, or one before a decision.
+    """
+    phases = run.plan["phases"]
+    starts = [phase["start_samples"] for phase in phases]
+    of_phase = np.searchsorted(starts, run.column("samples") - run.record_samples, side="right") - 1
+    updates, found = np.diff(np.nan_to_num(run.column("updates")), prepend=0.0), []
+    for index, phase in enumerate(phases):
         rows = of_phase == index
-        if not phase["num_updates"] and not rows.any():
+        if not phase["num_updates"]:
             continue
         found.append(
             PhaseDone(
+                index=index,
                 global_batch=phase["global_batch"],
                 planned_updates=phase["num_updates"],
                 updates=round(float(updates[rows].sum())),
-                samples=round(float(samples[rows].sum())),
+                samples=round(float(run.record_samples[rows].sum())),
                 seconds=float(run.record_seconds[rows].sum()),
                 rank_hours=number(float(run.rank_hours[rows].sum())),
             )

@@ -186,8 +186,6 @@ def read_branch(folder: Path, factor: int, start: int) -> BranchRecord:
         RunError: records are missing or damaged.
     """
     run = RunFiles.read(folder)
-    if not run.plan["phases"]:
-        raise RunError(f"{folder / 'plan.json'} has no phases: remove {folder}, and run branch again")
     phase = run.plan["phases"][-1]
     samples, batch = run.column("samples"), phase["global_batch"]
     rows = samples > start
@@ -195,7 +193,7 @@ def read_branch(folder: Path, factor: int, start: int) -> BranchRecord:
     if phase["start_samples"] != start or not np.array_equal(samples[rows], expected):
         fault = f"records of {int(rows.sum()):,} of {len(expected):,} updates"
         raise RunError(f"{folder / 'metrics.jsonl'} holds {fault}: remove {folder}, and run branch again")
-    seconds = np.diff(run.seconds, prepend=0.0)[rows]
+    is_timed = (run.column("samples_per_s")[rows] > 0).all()
     during = [line for line in run.evaluations if line["samples"] == expected[-1]]
     by_set = {line["dataset"]: line for line in during}
     held_out = by_set.get("validation") or by_set.get("test") or {"dataset": "test"}
@@ -207,7 +205,7 @@ def read_branch(folder: Path, factor: int, start: int) -> BranchRecord:
         phase["lr"],
         int(ranks[-1]) if np.isfinite(ranks[-1]) else 1,
         run.column("loss")[rows],
-        float(np.median(seconds)) if np.isfinite(seconds).all() else math.nan,
+        float(np.median(run.record_seconds[rows])) if is_timed else math.nan,
         float(held_out.get("loss", math.nan)),
         held_out["dataset"],
         read_outcomes(folder) if held_out["dataset"] == "test" else None,

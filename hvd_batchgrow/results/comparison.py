@@ -19,7 +19,7 @@ from hvd_batchgrow.results.sample_test import SampleTest, sample_test
 from hvd_batchgrow.results.statistics import Equivalence, PairedDifference, equivalence, paired_difference
 from hvd_batchgrow.storage.strict_json import dump_json
 
-_NO_RESULT = frozenset({"name", "seed", "logging", "checkpoint"})
+_NO_RESULT = frozenset({"name", "seed", "logging", "checkpoint", "checks"})
 """Keys of a job that two runs of one arm may differ in."""
 
 

@@ -13,7 +13,7 @@ Runs = tuple[RunFiles, RunFiles]
 _MOST_KEYS = 8
 _SCHEDULE = ("schedule", "trigger", "gradient_noise", "optim.lr", "optim.momentum", "layout")
 """Keys in which a job and its twin differ."""
-_NO_EFFECT = ("name", "seed", "logging", "checkpoint", "layout.ranks", "layout.max_micro_batch", "evaluation")
+_NO_EFFECT = ("name", "seed", "logging", "checkpoint", "checks", "layout.ranks", "layout.max_micro_batch", "evaluation")
 
 
 def find_confounds(pairs: Sequence[Runs]) -> tuple[str, ...]:
@@ -41,15 +41,16 @@ def _confounds(first: RunFiles, second: RunFiles) -> Iterator[str]:
 
 def changed_keys(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     """Return the dotted keys in which two jobs differ, without those that do not affect the weights."""
-    one, two = dict(_leaves(first)), dict(_leaves(second))
+    one, two = dict(leaves(first)), dict(leaves(second))
     keys = sorted({*one, *two})
     return [key for key in keys if one.get(key) != two.get(key) and not key.startswith(_NO_EFFECT)]
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted keys of a job with their values."""
     for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

@@ -64,4 +64,4 @@ class LivePlan:
         inside = [
             index for index, phase in enumerate(self.phases) if phase.start_samples <= samples < phase.end_samples
         ]
-        return inside[0] if inside else max(0, len(self.phases) - 1)
+        return inside[0] if inside else len(self.phases) - 1

@@ -59,8 +59,6 @@ class LiveView:
     @property
     def phase_share(self) -> float:
         """Part of the phase that is done, from 0 to 1."""
-        if not self.plan.phases:
-            return 0.0
         phase = self.plan.phases[self.phase]
         length = phase.end_samples - phase.start_samples
         return min(1.0, max(0.0, (self.samples - phase.start_samples) / length)) if length else 1.0

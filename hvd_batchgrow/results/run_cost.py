@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import fmean
 
-import numpy as np
-
+from hvd_batchgrow.results.records import number
 from hvd_batchgrow.results.run_files import RunFiles
 
 
@@ -17,17 +17,21 @@ class RunCost:
     samples: float
     seconds: float
     """Time of the updates on record, without evaluations, checkpoints and start-up."""
-    rank_hours: float
-    """Sum over the updates of their time and the ranks that their phase uses, in hours."""
+    rank_hours: float | None
+    """Sum over the updates of their time and the ranks that their phase uses, in hours; None: ranks not on record."""
 
     @classmethod
     def of(cls, run: RunFiles) -> RunCost:
         """Return the cost of a run."""
-        return cls(run.updates, run.samples, float(run.record_seconds.sum()), float(np.nansum(run.rank_hours)))
+        hours = number(float(run.rank_hours.sum()))
+        return cls(run.updates, run.samples, float(run.record_seconds.sum()), hours)
 
     @classmethod
     def mean(cls, runs: list[RunFiles]) -> RunCost:
         """Return the mean of at least one run."""
         costs = [cls.of(run) for run in runs]
-        names = ("updates", "samples", "seconds", "rank_hours")
-        return cls(*(float(np.mean([getattr(cost, name) for cost in costs])) for name in names))
+        hours = [cost.rank_hours for cost in costs if cost.rank_hours is not None]
+        return cls(
+            *(fmean(getattr(cost, name) for cost in costs) for name in ("updates", "samples", "seconds")),
+            fmean(hours) if len(hours) == len(costs) else None,
+        )

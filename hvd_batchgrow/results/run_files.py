@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.results.plan_file import read_plan
+from hvd_batchgrow.schedule.job_model import job_model
 from hvd_batchgrow.storage.json_lines import Line, scan_json_lines
 from hvd_batchgrow.storage.regular_files import read_regular
 
@@ -46,11 +48,14 @@ class RunFiles:
         """Name of the run."""
         return str(self.plan["job"])
 
-    @property
+    @cached_property
     def job(self) -> Mapping[str, Any]:
-        """The job file, as a tree of plain values."""
+        """The job file, as a tree of plain values, with the defaults of keys that are newer than the run."""
         tree: Mapping[str, Any] = self.plan["job_file"]
-        return tree
+        try:
+            return job_model().model_validate(tree).model_dump(mode="json")
+        except ValidationError:  # of another version
+            return tree
 
     @property
     def seed(self) -> int:
@@ -80,10 +85,14 @@ class RunFiles:
         return np.cumsum(self.record_seconds)
 
     @cached_property
+    def record_samples(self) -> NDArray[np.float64]:
+        """Samples of each training record: it begins where the one before it ends."""
+        return np.diff(self.column("samples"), prepend=0.0)
+
+    @cached_property
     def record_seconds(self) -> NDArray[np.float64]:
-        """Seconds of the updates of each training record."""
-        samples = np.diff(self.column("samples"), prepend=0.0)
-        speed = self.column("samples_per_s")
+        """Seconds of the updates of each training record; 0 if they are not on record."""
+        samples, speed = self.record_samples, self.column("samples_per_s")
         with np.errstate(over="ignore"):
             seconds = np.divide(samples, speed, out=np.zeros_like(samples), where=speed > 0)
         return np.where(np.isfinite(seconds), seconds, 0.0)

@@ -11,7 +11,7 @@ from hvd_batchgrow.schedule.cost.time_left import TimeLeft
 def recorded_times(run: RunFiles) -> TimeLeft:
     """Return the step times on record, by the samples of an update per rank."""
     times = TimeLeft()
-    updates, seconds = (np.diff(column, prepend=0.0) for column in (run.column("updates"), run.seconds))
+    updates, seconds = np.diff(run.column("updates"), prepend=0.0), run.record_seconds
     sizes = run.column("global_batch") / run.column("ranks")
     for size, number, spent in zip(sizes.tolist(), updates.tolist(), seconds.tolist(), strict=True):
         if np.isfinite(size) and size > 0 and number > 0 and 0 < spent < np.inf:

@@ -26,11 +26,11 @@ class MetricWindow:
     """Sum and count of each metric."""
 
     def add(self, result: UpdateResult, samples: int) -> None:
-        """Add an update of `samples` samples; if it was skipped, only its time counts."""
+        """Add an update of `samples` samples; if it was skipped, only its samples and its time count."""
         self.updates += 1
+        self.samples += samples
         self.metrics = self.metrics or dict.fromkeys(result.metrics, (0.0, 0.0))
         if not result.skipped:  # the loss of a skipped update may be NaN
-            self.samples += samples
             self.weight += result.weight
             self.loss += result.loss_sum
             for name, parts in result.metrics.items():

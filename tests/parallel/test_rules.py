@@ -187,6 +187,8 @@ def test_a_record_without_any_update_that_was_not_skipped_is_written(ranks: Rank
     assert [math.isnan(record.loss) for record in records.kept] == [record.samples > 150 for record in records.kept]
     assert (records.kept[-1].skipped, records.kept[-1].samples) == (trainer.state.num_skipped, trainer.state.samples)
     assert records.kept[-1].global_batch == 96
+    # The speed counts all samples by which the counter has grown, or the times of records would be wrong.
+    assert all(record.samples_per_s > 0 for record in records.kept)
 
 
 # --- precision ------------------------------------------------------------------------------------------

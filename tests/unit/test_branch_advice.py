@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hvd_batchgrow.cli import main
 from hvd_batchgrow.config.schedules import LrRule
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.results.branching import read_branch
 from hvd_batchgrow.schedule.advice import RecordedRun
 from hvd_batchgrow.schedule.branch_advice import CriticalBatch, advise_from_branches, needed_lr_rule
 from hvd_batchgrow.schedule.branches import BranchLrRule
@@ -152,6 +154,15 @@ def write_branch(run: Path, samples: int, factor: int, losses: float, rule: str 
     lines.append({"kind": "eval", "samples": end, "loss": losses, "dataset": "test"})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "record.json").write_text('{"attempts": []}')
+
+
+def test_the_time_of_an_update_is_unknown_without_all_speeds(tmp_path: Path) -> None:
+    write_branch(tmp_path, 160, 2, 1.0)
+    (folder,) = tmp_path.glob("branches/*/k2")
+    assert math.isfinite(read_branch(folder, 2, 160).update_s)
+    metrics = folder / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"samples_per_s": 1000.0', '"samples_per_s": null', 1))
+    assert math.isnan(read_branch(folder, 2, 160).update_s)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.results.run_summary import read_runs
 from hvd_batchgrow.results.sample_test import SampleTest, sample_test
 from hvd_batchgrow.storage.strict_json import dump_json
-from tests.helpers import plan_tree
+from tests.helpers import plan_tree, small_job
 
 N, END = 100, 400
 
@@ -260,6 +260,23 @@ def test_the_cost_of_a_run(tmp_path: Path) -> None:
     cost = RunCost.of(write_run(tmp_path / "a", 1, 0.8, ranks=3))
     assert (cost.updates, cost.samples, cost.seconds) == (20, 400, 8.0)  # 400 samples at 50 samples/s
     assert cost.rank_hours == pytest.approx(3 * 8 / 3600)
+
+
+def test_keys_that_are_newer_than_a_run_are_no_difference(tmp_path: Path) -> None:
+    """Runs of one job: the first three were recorded before some keys existed, and checks change no weight."""
+    runs = []
+    for seed, twin in ((1, False), (2, False), (2, True), (3, False), (3, True)):
+        run = write_run(tmp_path / f"job-seed{seed}{'-twin' * twin}", seed, 0.8)
+        job = small_job(seed=seed, checks={"replay_every": seed}).model_dump(mode="json")
+        job["schedule"]["noise_factor"] = 5.0 - twin
+        if seed < 3:
+            del job["checks"], job["model"]["shakedrop"]
+        plan = json.loads((run.folder / "plan.json").read_text())
+        (run.folder / "plan.json").write_text(json.dumps(plan | {"job_file": job}))
+        runs.append(RunFiles.read(run.folder))
+    found = compared(runs)
+    assert [len(found.first.runs), len(found.second.runs)] == [3, 2]
+    assert found.confounds == ()
 
 
 def outcomes(*right: int) -> Outcomes:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,40 @@ def test_rank_hours_are_those_of_the_ranks_that_trained_and_not_of_the_last_plan
     ]
     assert [phase.rank_hours for phase in account_of(run).phases[:2]] == pytest.approx(hours)
     assert RunCost.of(run).rank_hours == pytest.approx(sum(hours))
+
+
+def change_records(run: RunFiles, change: Callable[[dict[str, Any]], Any]) -> RunFiles:
+    path = run.folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        change(line)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return RunFiles.read(run.folder)
+
+
+def test_records_count_for_the_phase_of_the_plan_in_which_they_begin(tmp_path: Path) -> None:
+    """A fork keeps the records of its origin, which name the phases of the origin's plan."""
+    run = write_run(tmp_path / "run", TWO)
+    forked = change_records(run, lambda line: line.update(phase=5))
+    assert account_of(forked).phases == account_of(run).phases
+    assert sum(phase.updates for phase in account_of(forked).phases) == run.updates
+
+
+def test_a_phase_keeps_its_number_beside_one_without_updates(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", TWO)
+    empty = {**run.plan["phases"][0], "num_updates": 0}
+    plan = {**run.plan, "phases": [empty, *run.plan["phases"]]}
+    found = account_of(replace(run, plan=plan)).phases
+    assert [phase.index for phase in found] == [1, 2, 3, 4][: len(found)]
+    assert [phase.updates for phase in found] == [phase.updates for phase in account_of(run).phases]
+
+
+def test_rank_hours_without_the_ranks_on_record_are_unknown(tmp_path: Path) -> None:
+    known = write_run(tmp_path / "known", TWO)
+    unknown = change_records(write_run(tmp_path / "unknown", TWO), lambda line: line.pop("ranks", None))
+    assert RunCost.of(unknown).rank_hours is None
+    assert RunCost.mean([known, unknown]).rank_hours is None
+    assert RunCost.mean([known, known]) == RunCost.of(known)
 
 
 def test_the_time_is_split_and_the_cost_is_that_of_all_ranks(tmp_path: Path) -> None:

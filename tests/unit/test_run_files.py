@@ -16,6 +16,7 @@ from hvd_batchgrow.cli import main
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.results.run_summary import read_summary
+from hvd_batchgrow.schedule.adaptive.decisions import Decision, decisions_text
 from tests.helpers import plan_tree
 
 RECORDS: list[dict[str, Any]] = [
@@ -44,6 +45,15 @@ def test_records_become_columns(tmp_path: Path) -> None:
     np.testing.assert_array_equal(run.seconds, [2.0, 4.0, 4.0])
     assert run.evaluations == ({"dataset": "validation", "samples": 20, "loss": 1.25, "top1": 0.5},)
     assert [attempt["host"] for attempt in run.attempts] == ["a", "b"]
+
+
+def test_the_decisions_of_a_replay_are_read(tmp_path: Path) -> None:
+    decision = Decision(20, "plateau", "no improvement", 10, 20, 20.0, 0.1, 0.1)
+    write_run(tmp_path, [json.dumps(line) for line in RECORDS])
+    (tmp_path / "decisions.jsonl").write_bytes(decisions_text("other/decisions.jsonl", [decision]))
+    run = RunFiles.read(tmp_path)
+    assert run.faults == ()
+    assert run.decisions == (decision.to_dict(),)
 
 
 def test_a_line_cut_short_by_a_kill_is_not_a_fault(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def check_replay(job: Job, where: str) -> None:
 
 def decisions_text(source: str | None, decisions: Iterable[Decision]) -> bytes:
     """Return the content of a `decisions.jsonl`; see `parse_decisions`."""
-    lines = [*([{_REPLAYED: source}] if source else []), *(decision.to_dict() for decision in decisions)]
+    lines = [*([{_REPLAYED: source, "samples": 0}] if source else []), *(decision.to_dict() for decision in decisions)]
     return "".join(dump_json(line) + "\n" for line in lines).encode()
 
 
