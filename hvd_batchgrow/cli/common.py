@@ -25,6 +25,7 @@ from hvd_batchgrow.observers.console import PlainConsole
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `plan` does without it
     from hvd_batchgrow.comm.ranks import Ranks
+    from hvd_batchgrow.schedule.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,26 @@ class RanksCommand(JobCommand):
                 raise
             layout = LayoutSection()  # `work` reports it on rank 0
         return run_on_ranks(work, self.backend, layout)
+
+
+def plan_with_costs(job: Job, ranks: int, cost: Path | None) -> Plan:
+    """Return the plan of a job; `--cost` decides the ranks of its phases if its layout.grow_by is 'auto'.
+
+    Raises:
+        JobError: the job cannot be planned, or a cost file is given that it does not use.
+    """
+    from hvd_batchgrow.data.source_checks import known_num_samples
+    from hvd_batchgrow.schedule.cost.cost import choose_ranks
+    from hvd_batchgrow.schedule.cost.cost_file import load_cost_file
+    from hvd_batchgrow.schedule.plan import compile_plan
+
+    num_samples = known_num_samples(job.data)
+    if cost is None:
+        return compile_plan(job, ranks, num_samples)
+    if job.layout.grow_by != "auto":
+        fault = f"is for layout.grow_by = 'auto', and the job has {job.layout.grow_by!r}"
+        raise JobError([Fault("--cost", f"{fault}: remove it, or add --layout.grow-by auto")], "command line")
+    return compile_plan(job, ranks, num_samples, choose_ranks(job, num_samples, load_cost_file(cost), ranks))
 
 
 def run_on_ranks(work: Callable[[Ranks], ExitCode], backend: Backend, layout: LayoutSection) -> ExitCode:

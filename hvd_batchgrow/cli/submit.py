@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hvd_batchgrow.cli.branch_options import BranchOptions
-from hvd_batchgrow.cli.common import JobCommand, one_line, terminal
+from hvd_batchgrow.cli.common import JobCommand, one_line, plan_with_costs, terminal
 from hvd_batchgrow.config.types import NumRanks, PositiveInt
 from hvd_batchgrow.interrupt import tidied_up_on_interrupt
 from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError, RunError
-from hvd_batchgrow.schedule.plan import Plan, compile_plan
+from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.slurm.chain import (
     Script,
     Site,
@@ -163,15 +163,7 @@ class SubmitCommand(BranchOptions, ClusterOptions):
 
     def plan(self, overrides: dict[str, Any], ranks: int) -> Plan:
         """Plan the whole run for all ranks of the nodes."""
-        from hvd_batchgrow.data.source_checks import known_num_samples
-        from hvd_batchgrow.schedule.cost.cost import choose_ranks
-        from hvd_batchgrow.schedule.cost.cost_file import load_cost_file
-
-        job = self.load(overrides)
-        num_samples = known_num_samples(job.data)
-        costs = load_cost_file(self.cost) if self.cost else None
-        choose = choose_ranks(job, num_samples, costs, ranks) if costs else None
-        return compile_plan(job, ranks, num_samples, choose)
+        return plan_with_costs(self.load(overrides), ranks, self.cost)
 
 
 def _print_dry(ledger: Ledger, scripts: list[Script]) -> None:

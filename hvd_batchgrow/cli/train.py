@@ -13,12 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hvd_batchgrow.cli.common import RanksCommand, terminal, unfinished_until_done
+from hvd_batchgrow.cli.common import RanksCommand, plan_with_costs, terminal, unfinished_until_done
 from hvd_batchgrow.comm.launcher_env import is_elastic, restarts_ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.types import Margin, PositiveInt, Price, RunName
 from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError, RunError
-from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.schedule.twin import decay_twin
 from hvd_batchgrow.train.liveness.stop import StopRequest
 
@@ -94,17 +93,10 @@ class TrainCommand(RanksCommand):
 
     def load_for(self, ranks: Ranks, overrides: dict[str, Any]) -> Job:
         """Return the job; if costs decide its ranks, with the number of ranks of each phase filled in."""
-        from hvd_batchgrow.data.source_checks import known_num_samples
-        from hvd_batchgrow.schedule.cost.cost import choose_ranks
-        from hvd_batchgrow.schedule.cost.cost_file import load_cost_file
         from hvd_batchgrow.slurm.chain_jobs import with_ranks_per_phase
 
         job = self.load(overrides)
-        if self.cost is None or job.layout.grow_by != "auto":
-            return job
-        num_samples = known_num_samples(job.data)
-        choose = choose_ranks(job, num_samples, load_cost_file(self.cost), ranks.size)
-        return with_ranks_per_phase(compile_plan(job, ranks.size, num_samples, choose))
+        return job if self.cost is None else with_ranks_per_phase(plan_with_costs(job, ranks.size, self.cost))
 
     def train(self, ranks: Ranks, stop: StopRequest, load: Callable[[], Job]) -> RunEnded:
         """Train one run, and show its progress on the terminal."""
@@ -241,7 +233,8 @@ class TwinCommand(TrainCommand):
             load = partial(command.load_twin if index % 2 else command.load_growing, ranks, overrides)
             if self.seeds > 1 and self.resume == "auto" and _is_finished(folder, ranks, load):
                 continue
-            ended.append(self.train(ranks, stop, load))
+            alone = replace(self, replay=None) if index % 2 else self  # a twin's schedule is fixed
+            ended.append(alone.train(ranks, stop, load))
             if not ended[-1].done:
                 return ExitCode.STOPPED
         ranks.run_on_rank0(lambda: self.print_results(folders, ended))

@@ -347,6 +347,8 @@ class Job(Section):
         free |= {"gradient_noise.measure", "gradient_noise.per_layer_group"}
         if spec := SOURCES.get(self.data.source):
             free |= {f"data.{key}" for key in spec.confirming_keys}
+        if self.is_adaptive:
+            flat["evaluation.every_epochs"] = self.evaluation.every_epochs  # a trigger also looks at each evaluation
         counts = {"data.num_samples": num_samples}
         if held_out := num_validation(self.data):
             counts["data.num_validation"] = held_out  # two sizes of the source may leave the same N

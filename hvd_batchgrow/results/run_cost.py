@@ -32,6 +32,8 @@ class RunCost:
         costs = [cls.of(run) for run in runs]
         hours = [cost.rank_hours for cost in costs if cost.rank_hours is not None]
         return cls(
-            *(fmean(getattr(cost, name) for cost in costs) for name in ("updates", "samples", "seconds")),
-            fmean(hours) if len(hours) == len(costs) else None,
+            updates=fmean(cost.updates for cost in costs),
+            samples=fmean(cost.samples for cost in costs),
+            seconds=fmean(cost.seconds for cost in costs),
+            rank_hours=fmean(hours) if len(hours) == len(costs) else None,
         )

@@ -174,6 +174,8 @@ def test_digest_refuses_a_folder_that_is_not_a_run(tmp_path: Path, capsys: pytes
             2,
             "planned for 2",
         ),
+        (["train", "small.toml", "--cost", "P.json"], 2, "--cost: is for layout.grow_by = 'auto', and the job has"),
+        (["submit", "small.toml", "--nodes-max", "1", "--cost", "P.json"], 2, "--cost: is for layout.grow_by = 'auto'"),
         (["twin", "twin.toml"], 2, "schedule.policy: 'decay' is the policy of the twin"),
         (["train", "small.toml", "--data.root", "nowhere"], 1, "data.root = nowhere is not a folder"),
     ],

@@ -12,9 +12,10 @@ import tomli_w
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.results.outcomes import read_outcomes
 from hvd_batchgrow.results.run_files import RunFiles
+from hvd_batchgrow.schedule.adaptive.decisions import Decision, decisions_text
 from hvd_batchgrow.train.checkpoints.checkpoint import checkpoint_paths, newest_good
 from hvd_batchgrow.verification.tree_digest import tree_digest
-from tests.helpers import job_tree, small_source, write_idx_folder
+from tests.helpers import job_tree, measured_tree, small_source, write_idx_folder
 
 NAMES = ["small-seed7", "small-seed7-twin", "small-seed8", "small-seed8-twin"]
 TWIN = ["twin", "job.toml", "--seeds", "2"]
@@ -40,6 +41,27 @@ def here(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     monkeypatch.setenv("HVD_BATCHGROW_CACHE", str(trained / "cache"))
     monkeypatch.chdir(shutil.copytree(trained, tmp_path / "copy"))
     return Path("runs")
+
+
+@pytest.mark.slow
+def test_a_replay_has_a_twin_and_readable_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HVD_BATCHGROW_CACHE", str(tmp_path / "cache"))
+    write_idx_folder(Path("data"), small_source())
+    tree = measured_tree("data", {"name": "plateau", "patience_epochs": 1.0}, schedule={"epochs": 1.2})
+    Path("job.toml").write_text(tomli_w.dumps(tree))
+    decision = Decision(160, "plateau", "no improvement", 16, 48, 48.0, 0.05, 0.05)
+    Path("decisions.jsonl").write_bytes(decisions_text(None, [decision]))
+    assert main(["twin", "job.toml", "--replay", "decisions.jsonl"]) == 0
+    assert main(["list"]) == 0
+    assert main(["compare", "runs"]) == 0
+    growing, twin = (RunFiles.read(Path("runs") / name) for name in ("small", "small-twin"))
+    assert (growing.faults, twin.faults) == ((), ())
+    assert growing.decisions == (decision.to_dict(),)
+    assert [phase["global_batch"] for phase in growing.plan["phases"]] == [16, 48]
+    assert [phase["lr"] for phase in twin.plan["phases"]] == pytest.approx([0.05, 0.05 / 3])
 
 
 def weights(run: Path) -> str:
