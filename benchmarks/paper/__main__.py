@@ -14,7 +14,7 @@ from benchmarks.paper import wall_time
 from benchmarks.paper.pages import replace_block, write_table
 from benchmarks.paper.studies import STUDIES, TABLES, fashion_mnist
 from benchmarks.paper.studies.study import Study, Table
-from benchmarks.paper.tables import read_runs
+from benchmarks.paper.tables import check_jobs, read_runs
 from benchmarks.paper.training import ROOT, Trainer, tasks_of
 from hvd_batchgrow.messages.wording import counted
 from hvd_batchgrow.storage.atomic import write_atomically
@@ -30,6 +30,8 @@ def main() -> int:
         tables = selected(TABLES, options.names)
         studies = {table.study.name: table.study for table in tables}
         runs = {name: read_runs(study, options.results) for name, study in studies.items()}
+        for name, study in studies.items():
+            check_jobs(study, runs[name])
         for table in tables:
             count = write_table(table, runs[table.study.name], options.docs)
             print(f"{options.docs / table.page}: table {table.name} of {counted(count, 'run')}")

@@ -70,8 +70,11 @@ def _evaluations(table: Table, run: RunFiles) -> _Series:
 
 
 def _band(runs: Sequence[_Series], by: str) -> Points:
-    """Return the mean of runs with their extremes, at the places of the first one; others are interpolated there."""
-    first = runs[0]
-    values = np.array([np.interp(first.epochs, run.epochs, run.values) for run in runs])
-    x = first.epochs if by == "epochs" else first.updates
+    """Return the mean of runs with their extremes, at the epochs of the first one; others are interpolated there.
+
+    By updates, x is the mean of their updates at these epochs: a trigger decides at other epochs with each seed.
+    """
+    epochs = runs[0].epochs
+    values = np.array([np.interp(epochs, run.epochs, run.values) for run in runs])
+    x = epochs if by == "epochs" else np.mean([np.interp(epochs, run.epochs, run.updates) for run in runs], axis=0)
     return Points(x, values.mean(axis=0), values.min(axis=0), values.max(axis=0))

@@ -9,10 +9,14 @@ from pathlib import Path
 
 from benchmarks.paper.kept_files import ENDING, unpack
 from benchmarks.paper.studies.study import Arm, Study, Table
+from benchmarks.paper.training import ROOT
+from hvd_batchgrow.job_file import load_job
 from hvd_batchgrow.results.account import account_of
 from hvd_batchgrow.results.comparison import final_result
+from hvd_batchgrow.results.confounds import changed_keys
 from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.results.statistics import PairedDifference, equivalence, paired_difference
+from hvd_batchgrow.storage.toml_file import read_value
 
 Runs = Mapping[tuple[str, int], RunFiles]
 """Runs by the name without the seed, such as `grow` or `grow-twin`, and the seed."""
@@ -29,6 +33,22 @@ def read_runs(study: Study, results: Path) -> Runs:
                     if packed.exists():
                         found[arm.name + ending, seed] = RunFiles.read(unpack(packed, Path(folder)))
     return found
+
+
+def check_jobs(study: Study, runs: Runs) -> None:
+    """Check that the runs were trained by the jobs that the study has now; twins are not checked.
+
+    Raises:
+        ValueError: the job of an arm, or its changes, are others.
+    """
+    for arm in study.arms:
+        changes = {key: read_value(value) for key, value in {**study.changes, **arm.changes}.items()}
+        job = load_job(ROOT / arm.job, changes).model_dump(mode="json")
+        for (name, seed), run in runs.items():
+            keys = changed_keys(run.job, job) if name == arm.name else []
+            if keys:
+                fault = f"{study.name}/{name}-seed{seed} was trained with another {', '.join(keys)}"
+                raise ValueError(f"{fault}: remove its records, and train it again")
 
 
 def runs_of(table: Table, name: str, runs: Runs) -> dict[int, RunFiles]:
@@ -70,7 +90,9 @@ def markdown(table: Table, runs: Runs) -> str:
 
 def _twin_cells(table: Table, arm: Arm, runs: Runs) -> list[str]:
     twin = f"{arm.name}-twin"
-    found = {seed: runs[twin, seed] for seed in runs_of(table, arm.name, runs)}
+    found = {seed: runs[twin, seed] for seed in runs_of(table, arm.name, runs) if (twin, seed) in runs}
+    if not found:
+        return [""] * 3
     return [f"{_mean_updates(found):,.0f}", _mean(table, found), _difference(table, arm.name, twin, runs)]
 
 

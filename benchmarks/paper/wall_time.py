@@ -39,7 +39,8 @@ RECORD = ROOT / "docs/results/wall_time.json"
 def train(name: str, ranks: int, runs: Path) -> tuple[float, int]:
     """Train a schedule once; return the seconds of its updates and their number."""
     changes = QUIET | ghost_batch(32) | SHORT | SCHEDULES[name]
-    words = ["hvd-batchgrow", "train", ADABATCH, "--name", name, "--runs-dir", str(runs), "--overwrite"]
+    words = [sys.executable, "-m", "hvd_batchgrow.cli", "train", ADABATCH, "--name", name]
+    words += ["--runs-dir", str(runs), "--overwrite"]
     words += [word for key, value in changes.items() for word in (f"--{key.replace('_', '-')}", value)]
     launcher = [str(ROOT / "tools/mpirun.sh"), str(ranks)] if ranks > 1 else []
     subprocess.run([*launcher, *words], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)

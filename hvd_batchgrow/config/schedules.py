@@ -22,9 +22,11 @@ class ScheduleBase(Section):
     epochs: PositiveFloat
     """Length of the run, in epochs."""
     lr_scale: PositiveFloat = 1.0
-    """Multiply the learning rate and the batch at the start by this factor; the noise scale stays the same."""
+    """Multiply the learning rate at the start by this factor, and the batch by as much as keeps the noise scale: by the
+    same factor, with seesaw by its square."""
     raise_momentum_to: Fraction | None = None
-    """Start with this momentum m' and multiply the batch by (1-m)/(1-m'); the noise scale stays the same."""
+    """Start with this momentum m' and multiply the batch by (1-m)/(1-m'), with seesaw by its square; the noise scale
+    stays the same."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     """Length, in epochs, of a linear warm-up of the learning rate. 0: no warm-up."""
     warmup_start_lr: Annotated[float, Field(ge=0)] = 0.0

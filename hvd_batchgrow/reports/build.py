@@ -101,7 +101,10 @@ _PHASES = (
     "Layout: ranks × passes × micro-batch. Time is that of the updates. A phase that is not done has the time that it "
     "needs at its own speed so far."
 )
-_NOISE = "The noise scale g ≈ ε N / (B (1 − m)) of the schedule. Growing B and decaying ε lower it alike."
+_NOISE = (
+    "The noise scale g of the schedule, as its plan has it: ε N / (B (1 − m)); with exact_noise, ε (N/B − 1) / "
+    "(1 − m); with the policy seesaw, ε N / (√(B B₀) (1 − m)). A larger B and a smaller ε lower it."
+)
 
 
 def _pairs(

@@ -9,6 +9,9 @@ from typing import Any, Literal
 from hvd_batchgrow.reports.curves import Points
 from hvd_batchgrow.reports.text import clean
 
+MOST_ROWS = 300
+"""Rows of a table that a page shows; the CSV files have all."""
+
 
 @dataclass(frozen=True)
 class Paragraph:

@@ -15,12 +15,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hvd_batchgrow.reports import chart
-from hvd_batchgrow.reports.document import Document, Figure, FigureRow
+from hvd_batchgrow.reports.document import MOST_ROWS, Document, Figure, FigureRow
 from hvd_batchgrow.storage.strict_json import dump_json
 
 _ASSETS = Path(__file__).parent / "assets"
-_MOST_ROWS = 300
-"""Rows of a table; the CSV files have all."""
 
 
 def html_text(document: Document) -> str:
@@ -43,7 +41,7 @@ def html_text(document: Document) -> str:
         kind=lambda block: type(block).__name__,
         anchor=lambda title: title.lower().replace(" ", "-"),
         parts=lambda text: re.split(r"(?<=[_/-])", text),  # where a long name may be broken
-        most_rows=_MOST_ROWS,
+        most_rows=MOST_ROWS,
     )
 
 

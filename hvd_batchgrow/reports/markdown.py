@@ -6,10 +6,7 @@ import re
 from collections.abc import Iterator
 from functools import singledispatch
 
-from hvd_batchgrow.reports.document import Block, Code, Document, FigureRow, Paragraph, Table
-
-_MOST_ROWS = 300
-"""Rows of a table; the CSV files have all."""
+from hvd_batchgrow.reports.document import MOST_ROWS, Block, Code, Document, FigureRow, Paragraph, Table
 
 
 def markdown_text(document: Document) -> str:
@@ -48,11 +45,11 @@ def _paragraph(block: Paragraph) -> Iterator[str]:
 def _table(block: Table) -> Iterator[str]:
     yield _row([escape(column.heading) for column in block.columns])
     yield _row(["--:" if column.is_number else "---" for column in block.columns])
-    for cells in block.shown_rows(_MOST_ROWS):
+    for cells in block.shown_rows(MOST_ROWS):
         yield _row([escape(cell) for cell in cells])
-    if len(block.rows) > _MOST_ROWS:
+    if len(block.rows) > MOST_ROWS:
         yield ""
-        yield f"The first {_MOST_ROWS} of {len(block.rows):,} rows; [{block.name}.csv]({block.name}.csv) has all."
+        yield f"The first {MOST_ROWS} of {len(block.rows):,} rows; [{block.name}.csv]({block.name}.csv) has all."
 
 
 def _row(cells: list[str]) -> str:

@@ -119,9 +119,9 @@ def pairs_for_power(margin: float, std: float, alpha: float = 0.05, power: float
     """
     high = 2
     while equivalence_power(high, margin, std, alpha) < power:
-        high *= 2
-        if high > _MOST_PAIRS:
+        if high == _MOST_PAIRS:
             return None
+        high = min(2 * high, _MOST_PAIRS)
     low = high // 2  # too few, or 1
     while high - low > 1:
         middle = (low + high) // 2

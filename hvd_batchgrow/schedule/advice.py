@@ -386,11 +386,15 @@ def _measured_name(name: str) -> str:
     return f"{before[1]}-measured{int(before[2] or 1) + 1}" if before else f"{name}-measured"
 
 
+def least_growth(run: RecordedRun) -> int:
+    """Return the smallest batch to which a run may grow from its first one."""
+    return math.ceil(MIN_FACTOR * run.first_batch / run.unit) * run.unit
+
+
 def _nothing_supported(run: RecordedRun, headroom: float) -> RunError:
     lows = [typical(run.seen, lambda o: o.low, share) for share in (BELOW, 0.5, 1.0)]
     low, middle, top = (f"{low or 0:,.0f}" for low in lows)
-    first, unit = run.first_batch, run.unit
-    least = math.ceil(MIN_FACTOR * first / unit) * unit
+    first, unit, least = run.first_batch, run.unit, least_growth(run)
     weak = "".join(f"\n  {text}" for text in weaknesses(run.seen, run.job, run.num_samples))
     return RunError(
         f"{run.folder}: no growth is supported: the lower end of B_simple was {low} to {top}, {middle} in the middle; "

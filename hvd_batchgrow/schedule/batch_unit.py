@@ -25,7 +25,8 @@ def unit_faults(job: Job, start: Start, ranks: int) -> Iterator[Fault]:
         why = f"ghost batches of {group}" + (f" on {ranks} ranks" if every != group else "")
         fault = f"{unit} = {unit / every:.2f} × {every}, {why}; nearest: {nearest}"
         uneven = "" if every == group else "; or layout.uneven_ranks = true"
-        yield Fault("schedule.batch_multiple", fault + uneven)
+        is_stated = job.schedule.stated_unit is not None or unit != first
+        yield Fault(f"schedule.{'batch_multiple' if is_stated else 'global_batch'}", fault + uneven)
     if first % unit:
         below = f"{first // unit * unit}, " if first > unit else ""
         fault = f"{first} = {first / unit:.2f} × {unit}, but every batch must be a multiple of {unit}"

@@ -22,6 +22,7 @@ from hvd_batchgrow.schedule.advice import (
     RecordedRun,
     growth_cap,
     in_place_of_decay,
+    least_growth,
     shared_keys,
     without_growth,
 )
@@ -133,9 +134,9 @@ def _in_steps(run: RecordedRun, job: Job, found: Sequence[CriticalBatch], lr_rul
 
 def _nothing_supported(run: RecordedRun, found: Sequence[CriticalBatch]) -> RunError:
     seen = ", ".join(f"{one.critical:,} at sample {one.samples:,}" for one in found)
-    least = -(-int(MIN_FACTOR * run.first_batch) // run.unit) * run.unit
     return RunError(
         f"{run.folder}: no growth is supported: the critical batch was {seen}; the least growth is "
-        f"{run.first_batch:,} → {least:,} in steps of {run.unit:,}, within N/10 = {run.num_samples // 10:,}, and "
-        f"{HOLD_EPOCHS:g} epochs before the end of the run\n  branch at later checkpoints (--at), or with --tolerance"
+        f"{run.first_batch:,} → {least_growth(run):,} in steps of {run.unit:,}, within N/10 = "
+        f"{run.num_samples // 10:,}, and {HOLD_EPOCHS:g} epochs before the end of the run\n"
+        "  branch at later checkpoints (--at), or with --tolerance"
     )

@@ -23,7 +23,7 @@ BranchLrRule = Literal["none", "sqrt", "linear"]
 _POWER: dict[BranchLrRule, float] = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
 LEAST_BLOCKS = 16
 """Fewest blocks of a comparison, whose second half counts."""
-_DEFAULT_BLOCKS = 32
+DEFAULT_BLOCKS = 32
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def branch_request(
         fault = f"must be different whole numbers >= 1 with 1, the batch of the run, got {','.join(map(str, factors))}"
         raise JobError([Fault("--factors", f"{fault}; for example 1,2,4,8")], "command line")
     block = math.lcm(*factors) * point.global_batch
-    wanted = max(-(-point.num_samples // 2), _DEFAULT_BLOCKS * block) if samples is None else samples
+    wanted = max(-(-point.num_samples // 2), DEFAULT_BLOCKS * block) if samples is None else samples
     num_blocks = -(-wanted // block)
     if num_blocks < LEAST_BLOCKS:
         fault = f"{wanted:,} are {num_blocks} blocks of {block:,} samples, too few for an interval"

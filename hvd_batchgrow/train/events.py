@@ -103,7 +103,7 @@ class UpdateDone:
     """Sample counter before the update."""
     global_batch: int
     digest: int
-    """`consumed.digest` of its samples, over all ranks."""
+    """`order_digest.digest` of its samples, over all ranks."""
     replaced: tuple[tuple[int, int], ...]
     """(stream index, sample id) of each sample that replaced a bad one."""
 

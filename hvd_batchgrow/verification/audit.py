@@ -35,7 +35,7 @@ class Consumed:
     bounds: NDArray[np.int64]
     """(updates + 1,) sample counter before the first update and after each."""
     digests: NDArray[np.uint64]
-    """(updates,) `consumed.digest` of each update, over all ranks; 0 if it was not recorded."""
+    """(updates,) `order_digest.digest` of each update, over all ranks; 0 if it was not recorded."""
     is_known: NDArray[np.bool_]
     """(updates,) False for a gap that a resume has recorded in place of the missing updates."""
     replaced: dict[int, int]

@@ -168,7 +168,7 @@ EDITS: dict[str, tuple[dict[str, str], list[str]]] = {
             "seed: must be at least 0, got -7; nearest: 0",
             "schedule.warmup_epochs: must be a number, got '1'",
             "schedule.max_batch: must be a fraction of the training set such as \"N/10\", got 'N/0'",
-            "schedule.boundaries_epochs: must rise and end before epochs = 2.2: 1 follows 1.5; nearest: [1.0, 1.5]",
+            "schedule.boundaries_epochs: must rise: 1 follows 1.5; nearest: [1.0, 1.5]",
             "layout.max_micro_batch: 12 = 1.50 ghost batches of 8, which are never cut; nearest: 8, 16",
         ],
     ),

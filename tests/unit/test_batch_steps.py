@@ -91,7 +91,10 @@ def test_the_unit_of_the_counts_is_stated(unit: dict[str, Any], starts: list[int
             {"sequence_length": 8},
             r"schedule.sequence_length: is for batch_steps_unit = 'tokens', not 'samples'; remove it",
         ),
-        ({"batch_steps_unit": "tokens", "sequence_length": 500}, r"sample counts must rise, got \[0, 0\]"),
+        (
+            {"batch_steps_unit": "tokens", "sequence_length": 500},
+            r"at samples \[0, 0\] \(tokens / sequence_length = 500",
+        ),
         ({"batch_steps_unit": "steps"}, r"schedule.batch_steps_unit: .*'samples' or 'tokens'"),
     ],
 )

@@ -370,6 +370,7 @@ def _check_plan(plan: Plan) -> None:
             {"gradient_noise": {"preconditioned": True}},
             "gradient_noise.preconditioned: is for optim.name = 'adam' or 'adamw', not 'sgd'",
         ),
+        (4, TRIGGER, {}, r"schedule.global_batch: 16 = 0.50 × 32, ghost batches of 8 on 4 ranks; nearest: 32"),
         (1, TRIGGER, {"schedule": {"batch_multiple": 12}}, r"batch_multiple: 12 = 1.50 × 8, .* nearest: 8 or 16"),
         (
             3,
@@ -521,7 +522,11 @@ def test_the_twin_of_adascale_is_the_schedule_that_it_scales() -> None:
     [
         ("plateau", {"batch_scale": 2.0}, "schedule.batch_scale: 2 is for trigger.name = 'adascale'"),
         ("adascale", {"lr_boundaries_epochs": [2.0, 1.0]}, "schedule.lr_boundaries_epochs: must rise"),
-        ("adascale", {"lr_boundaries_epochs": [5.0]}, "schedule.lr_boundaries_epochs: must rise and end before 3"),
+        (
+            "adascale",
+            {"lr_boundaries_epochs": [5.0]},
+            "lr_boundaries_epochs: must end before epochs = 3, got 5",
+        ),
         ("adascale", {}, "schedule.batch_scale: 1 × 16 is formed as 16: the gain would always be 1; nearest: 2"),
         ("adascale", {"batch_scale": 1.4}, "schedule.batch_scale: 1.4 × 16 is formed as 16"),
         (

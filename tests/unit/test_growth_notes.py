@@ -174,7 +174,7 @@ def job_with(section: str, **values: Any) -> Job:
     ("section", "values", "note"),
     [
         ("optim", {"lr": 128.0, "weight_decay": 0.0}, "optim.lr = 128 is unusually large for 'sgd'"),
-        ("optim", {"lr": 1e30}, "optim.lr = 1e+30 is unusually large for 'sgd'"),  # whatever the weight decay
+        ("optim", {"lr": 1e30, "weight_decay": 0.0}, "optim.lr = 1e+30 is unusually large for 'sgd'"),
         ("optim", {"name": "adam", "lr": 0.5}, "optim.lr = 0.5 is unusually large for 'adam'"),
         (
             "optim",
@@ -234,6 +234,11 @@ def test_what_is_used_on_purpose_has_no_note(section: str, values: dict[str, Any
     ("section", "values", "fault"),
     [
         # 300 samples and lr 0.05: 20 · 0.05 = 1
+        (
+            "optim",
+            {"lr": 4.0, "weight_decay": 0.3},
+            "optim.weight_decay: 0.3 × .* = 1.2: .*; use < 0.25",
+        ),
         ("optim", {"weight_decay": 20.0}, "optim.weight_decay: 20 × the learning rate 0.05 = 1: .*; use < 20"),
         (
             "optim",

@@ -19,10 +19,11 @@ from benchmarks.paper.kept_files import pack, unpack
 from benchmarks.paper.pages import replace_block, write_table
 from benchmarks.paper.studies import STUDIES, TABLES
 from benchmarks.paper.studies.study import Arm, Study, Table, keys
-from benchmarks.paper.tables import interval_text, markdown, read_runs
+from benchmarks.paper.tables import check_jobs, interval_text, markdown, read_runs
 from benchmarks.paper.training import STOPPED, Task, Trainer, tasks_of
 from hvd_batchgrow.config.types import Section
 from hvd_batchgrow.job_file import load_job, split_overrides
+from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.results.statistics import paired_difference
 from tests.helpers import job_tree, plan_tree, small_source, write_idx_folder
 
@@ -60,6 +61,27 @@ def test_each_arm_is_a_job_that_can_be_planned(study: Study) -> None:
         _, overrides = split_overrides(words[words.index(f"work/{study.name}") + 1 :])
         job = load_job(ROOT / words[4], overrides)
         assert isinstance(job, Section)
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
+def test_the_records_that_are_kept_are_of_the_jobs_of_today(study: Study) -> None:
+    check_jobs(study, read_runs(study, ROOT / "docs/results"))
+
+
+def test_records_of_a_job_that_was_changed_later_are_refused(tmp_path: Path) -> None:
+    job = tmp_path / "job.toml"
+    study = Study("study", (Arm("a", str(job)), Arm("b", str(job), keys(optim__lr="0.2"))), (0,))
+    job.write_text(tomli_w.dumps(job_tree(seed=0)))
+    runs = {}
+    for name, lr in (("a", 0.05), ("b", 0.2)):
+        run = write_run(tmp_path, name, 5, 0.9)
+        tree = job_tree(seed=3, optim={"lr": lr}) | {"name": "a-seed3"}
+        (run / "plan.json").write_text(json.dumps(plan_tree(300, 600, seed=0) | {"job_file": tree}))
+        runs[name, 3] = RunFiles.read(run)
+    check_jobs(study, runs)
+    job.write_text(tomli_w.dumps(job_tree(optim={"momentum": 0.8})))
+    with pytest.raises(ValueError, match=r"study/a-seed3 was trained with another optim\.momentum: remove"):
+        check_jobs(study, runs)
 
 
 def test_each_table_has_its_place_in_a_page() -> None:

@@ -154,7 +154,10 @@ def test_adabatch_has_as_many_phases_as_whole_stretches() -> None:
 
 def test_a_step_at_the_end_of_the_run_is_refused() -> None:
     """The defect: 0.68 · 300 is 204.00000000000003 in floats, and the step at 204 made an empty phase."""
-    with pytest.raises(ValueError, match=r"the last step at 204 samples is beyond the run's 204"):
+    with pytest.raises(
+        ValueError,
+        match=r"the last step, at 204 samples, is not before the end of the run at 204; remove it",
+    ):
         plan_of(300, 8, policy="steps", epochs=0.68, batch_steps="0:16 204:32")
 
 

@@ -136,8 +136,11 @@ def test_a_counter_outside_the_run_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("schedule", "message"),
     [
-        ({"boundaries_epochs": [1.5, 1.0]}, r"schedule.boundaries_epochs: must rise .* 1 follows 1.5"),
-        ({"boundaries_epochs": [1.0, 2.2]}, r"schedule.boundaries_epochs: must rise and end before epochs = 2.2"),
+        ({"boundaries_epochs": [1.5, 1.0]}, r"schedule.boundaries_epochs: must rise: 1 follows 1.5; nearest: "),
+        (
+            {"boundaries_epochs": [1.0, 2.2]},
+            r"must end before epochs = 2.2, got 2.2; nearest: \[1.0\]",
+        ),
         ({"max_batch": 8}, r"schedule.max_batch: 8 samples of N = 300 is below the first batch 16; use >= 16"),
         ({"max_batch": "N/30"}, r"schedule.max_batch: N/30 = 8 samples of N = 300 is below"),
         (

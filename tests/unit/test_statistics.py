@@ -142,6 +142,8 @@ def test_many_pairs_follow_the_formula_of_the_normal_distribution() -> None:
     wanted = (stats.norm.ppf(0.95) + stats.norm.ppf(0.9)) ** 2 / 0.02**2
     assert pairs_for_power(0.02, 1.0) == pytest.approx(wanted, rel=0.002)
     assert pairs_for_power(1e-4, 1.0) is None  # 86 million
+    # Between the last power of 2 and the limit of a million.
+    assert pairs_for_power(1 / 300, 1.0) == pytest.approx(wanted * (300 * 0.02) ** 2, rel=0.002)
 
 
 def test_the_pairs_needed_are_a_total() -> None:

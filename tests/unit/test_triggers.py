@@ -18,6 +18,7 @@ from hvd_batchgrow.schedule.adaptive.batch_requests import BatchRequest
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.schedule.trigger import TRIGGERS, Measurement, bounded, check_rule_state, make_trigger
+from hvd_batchgrow.schedule.triggers.cabs import CabsTrigger
 from hvd_batchgrow.schedule.triggers.formula import FormulaRule, FormulaTrigger
 from hvd_batchgrow.schedule.triggers.plateau import Plateau, PlateauTrigger
 from hvd_batchgrow.train.update.gradient_noise import GradientNoiseScale, NoiseAverage, estimate
@@ -195,6 +196,9 @@ def test_cabs_gives_its_formula_with_the_rate_of_now() -> None:
     assert batch_of(seen(9600.0, 1.0, lr=0.1, loss=2.0), name="cabs", scale=1.5) == pytest.approx(1.5 * 0.1 * 9600 / 2)
     assert batch_of(seen(9600.0, 1.0, loss=2.0), name="cabs", loss_offset=-1.5) == pytest.approx(0.1 * 9600 / 0.5)
     assert batch_of(seen(9600.0, 1.0, loss=2.0), name="cabs", loss_offset=-2.0) is None
+    found = CabsTrigger(name="cabs", loss_offset=-1.5).formula(seen(9600.0, 1.0, loss=2.0))
+    assert found is not None
+    assert found[1] == "CABS: c ε tr(Σ)/(loss + δ) = 1 · 0.1 · 9.6e+03/0.5"
     assert batch_of(seen(9600.0, 1.0, lr=0.005), name="cabs") is None  # 24, below the batch
     # The formula does not use the norm, so it need not be resolved.
     assert batch_of(seen(9600.0, -1.0), name="cabs") == pytest.approx(480.0)

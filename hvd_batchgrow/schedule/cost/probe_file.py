@@ -42,6 +42,7 @@ _SUBJECT = (
     "model.dropout",
     "model.shakedrop",
     "model.classifier",
+    "model.freeze",
     "optim.name",
     "update.precision",
     "update.allreduce_dtype",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.batch_unit import unit_faults
 from hvd_batchgrow.schedule.lr_rule import apply_lr_rule
+from hvd_batchgrow.schedule.policies.boundaries import boundary_faults
 from hvd_batchgrow.schedule.policy import POLICIES, BatchPolicy
 from hvd_batchgrow.schedule.rounding import decimal
 from hvd_batchgrow.schedule.stages import Stage, Start
@@ -47,7 +47,7 @@ class AdaptiveSchedule(BatchPolicy):
     """Every batch is a whole multiple of this, so that the ranks can form it. None: of `global_batch`."""
     lr_rule: LrRule = "none"
     """Factor of the learning rate when the batch has grown by κ: none: 1; linear: κ; sqrt: √κ; adam: √κ, with new β₁,
-    β₂ and eps."""
+    β₂ and eps; adam_linear: κ, in the same way."""
 
     is_adaptive: ClassVar[bool] = True
 
@@ -99,12 +99,7 @@ class AdaptiveSchedule(BatchPolicy):
         if self.batch_scale != 1 and not trigger.scales_progress:
             fault = f"{self.batch_scale:g} is for trigger.name = 'adascale'; with other triggers use schedule.lr_scale"
             faults.append(Fault("schedule.batch_scale", fault))
-        epochs = (0.0, *self.lr_boundaries_epochs, self.epochs)
-        faults += [
-            Fault("schedule.lr_boundaries_epochs", f"must rise and end before {self.epochs:g}: {b:g} follows {a:g}")
-            for a, b in itertools.pairwise(epochs)
-            if b <= a
-        ]
+        faults += boundary_faults("lr_boundaries_epochs", self.lr_boundaries_epochs, self.epochs)
         return faults + self._span_faults(job)
 
     def batch_faults(self, job: Job, start: Start, ranks: int) -> list[Fault]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field
@@ -15,6 +16,15 @@ from hvd_batchgrow.schedule.stages import Start
 
 AtLeastOne = Annotated[float, Field(ge=1)]
 Factor = Annotated[AtLeastOne | tuple[AtLeastOne, ...], BeforeValidator(tuples)]
+
+
+def boundary_faults(key: str, boundaries: Sequence[float], epochs: float) -> list[Fault]:
+    """Return faults of boundaries, in epochs, that do not rise or are not before the end of the run."""
+    late = [boundary for boundary in boundaries if boundary >= epochs]
+    faults = [f"must rise: {b:g} follows {a:g}" for a, b in itertools.pairwise(boundaries) if b <= a]
+    faults += [f"must end before epochs = {epochs:g}, got {late[0]:g}"] if late else []
+    nearest = [boundary for boundary in sorted(set(boundaries)) if boundary < epochs]
+    return [Fault(f"schedule.{key}", f"{fault}; nearest: {nearest}") for fault in faults]
 
 
 class BoundaryPolicy(BatchPolicy):
@@ -30,7 +40,7 @@ class BoundaryPolicy(BatchPolicy):
     def targets(self, start: Start) -> list[tuple[float, float, float]]:
         """Return epoch, noise scale and momentum of each stage. Raises JobError."""
         epochs, fallen = (0.0, *self.boundaries_epochs), self.fallen()
-        momenta = self.momenta or (start.momentum,) * len(epochs)
+        momenta = (start.momentum,) * len(epochs) if self.momenta is None else self.momenta
         faults = []
         if len(fallen) != len(epochs):
             counts = f"{len(fallen) - 1} factors for {len(epochs) - 1} boundaries"
@@ -49,16 +59,7 @@ class BoundaryPolicy(BatchPolicy):
         return list(itertools.accumulate(factors, lambda a, b: a * b, initial=1.0))
 
     def faults(self, job: Job, num_samples: int) -> list[Fault]:
-        epochs = (0.0, *self.boundaries_epochs, self.epochs)
-        near = [b for b in sorted(set(self.boundaries_epochs)) if b < self.epochs]
-        faults = [
-            Fault(
-                "schedule.boundaries_epochs",
-                f"must rise and end before epochs = {epochs[-1]:g}: {b:g} follows {a:g}; nearest: {near}",
-            )
-            for a, b in itertools.pairwise(epochs)
-            if b <= a
-        ]
+        faults = boundary_faults("boundaries_epochs", self.boundaries_epochs, self.epochs)
         if self.rule in {"adam", "adam_linear"} and self.momenta is not None:
             fault = f"set β₁ of each phase, and so does lr_rule = {self.rule!r}; remove one"
             faults.append(Fault("schedule.momenta", fault))

@@ -30,7 +30,7 @@ class StepsSchedule(Policy):
     """For tokens: tokens of one sample. Counts are divided by it and rounded down to whole samples."""
     lr_rule: LrRule = "none"
     """Factor of the learning rate when the batch has grown by κ: none: 1; linear: κ; sqrt: √κ; adam: √κ, with new β₁,
-    β₂ and eps."""
+    β₂ and eps; adam_linear: κ, in the same way."""
 
     states_batches: ClassVar[bool] = True
 
@@ -47,12 +47,16 @@ class StepsSchedule(Policy):
         pairs = self.pairs
         counts = [samples for samples, _ in pairs]
         if any(b <= a for a, b in itertools.pairwise(counts)):
-            raise JobError([Fault("schedule.batch_steps", f"sample counts must rise, got {counts}")])
+            length = self.sequence_length
+            divided = f" (tokens / sequence_length = {length}, rounded down)" if length else ""
+            fault = f"{self.batch_steps!r} must rise, and begins its steps at samples {counts}{divided}"
+            raise JobError([Fault("schedule.batch_steps", fault)])
         num_samples = start.noise.num_samples
         total = samples_at(self.epochs, num_samples)
         if counts[-1] >= total:
-            fault = f"the last step at {counts[-1]} samples is beyond the run's {total}"
-            raise JobError([Fault("schedule.batch_steps", fault)])
+            fault = f"the last step, at {counts[-1]} samples, is not before the end of the run at {total}"
+            remedy = f"remove it, or use schedule.epochs above {counts[-1] / num_samples:.6g}"
+            raise JobError([Fault("schedule.batch_steps", f"{fault}; {remedy}")])
         return [Stage(at / num_samples, start.lr, start.momentum, batch, float(batch)) for at, batch in pairs]
 
     def faults(self, job: Job, num_samples: int) -> list[Fault]:

@@ -15,12 +15,11 @@ from hvd_batchgrow.config.types import PositiveFloat, PositiveInt, tuples
 from hvd_batchgrow.messages.errors import Fault
 from hvd_batchgrow.schedule.adaptive.batch_requests import BatchRequest
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
-from hvd_batchgrow.schedule.branches import LEAST_BLOCKS, BranchLrRule, BranchRequest, held_decay_fault
+from hvd_batchgrow.schedule.branches import DEFAULT_BLOCKS, LEAST_BLOCKS, BranchLrRule, BranchRequest, held_decay_fault
 from hvd_batchgrow.schedule.rounding import decimal, period_ends, periods_done, samples_at
 from hvd_batchgrow.schedule.stages import Start, make_start
 from hvd_batchgrow.schedule.trigger import TRIGGERS, Measurement, RuleState, Trigger, TriggerRule
 
-_DEFAULT_BLOCKS = 32
 _MOST_BUDGET = 0.1
 
 
@@ -161,7 +160,7 @@ class BranchTrigger(Trigger):
         if len(factors) < 2:
             return None
         block = math.lcm(*factors) * batch
-        blocks = _DEFAULT_BLOCKS if self.branch_samples is None else -(-self.branch_samples // block)
+        blocks = DEFAULT_BLOCKS if self.branch_samples is None else -(-self.branch_samples // block)
         return BranchRequest(factors, lr_rule, block, max(LEAST_BLOCKS, blocks) * block)
 
     def notes(self, job: Job, start: Start) -> list[str]:

@@ -25,5 +25,6 @@ class CabsTrigger(FormulaTrigger):
     def formula(self, now: Measurement) -> tuple[float, str] | None:
         if now.loss is None or not (is_positive(now.trace) and is_positive(now.loss + self.loss_offset)):
             return None
-        batch = self.scale * now.lr * now.trace / (now.loss + self.loss_offset)
-        return batch, f"CABS: c ε tr(Σ)/loss = {self.scale:g} · {now.lr:.3g} · {now.trace:.3g}/{now.loss:.3g}"
+        loss = now.loss + self.loss_offset
+        batch = self.scale * now.lr * now.trace / loss
+        return batch, f"CABS: c ε tr(Σ)/(loss + δ) = {self.scale:g} · {now.lr:.3g} · {now.trace:.3g}/{loss:.3g}"

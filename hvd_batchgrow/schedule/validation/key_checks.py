@@ -98,10 +98,11 @@ def _useless_values(job: Job) -> Iterator[Fault]:
     """Yield faults for values that make training impossible, with the value that was probably meant."""
     optim, update = job.optim, job.update
     lr = optim.lr * job.schedule.lr_scale
-    if optim.name in {"sgd", "adamw"} and optim.weight_decay >= 1 and lr * optim.weight_decay >= 1:
+    if optim.name in {"sgd", "adamw"} and lr * optim.weight_decay >= 1:
         product = f"{optim.weight_decay:g} × the learning rate {lr:g} = {lr * optim.weight_decay:g}"
-        fault = f"{product}: each update would remove this fraction of every weight; use < {1 / lr:g}"
-        yield Fault("optim.weight_decay", fault)
+        fault = f"{product}: each update would remove this fraction of every weight"
+        remedy = f"use < {1 / lr:g}, or a learning rate < {1 / optim.weight_decay:g}"
+        yield Fault("optim.weight_decay", f"{fault}; {remedy}")
     if update.ema_samples is not None and update.ema_samples < 1:
         decay, batch = update.ema_samples, job.schedule.first_batch
         memory = -batch / math.log(decay)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.optim import AdamSection, LarsSection
+from hvd_batchgrow.messages.wording import counted
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.trigger import trigger_of
 
@@ -57,7 +58,7 @@ def _of_optimizer(job: Job, num_updates: int) -> Iterator[str]:
         if halved < min(_FAST_DECAY, num_updates):
             yield (
                 f"optim.weight_decay = {optim.weight_decay:g} × lr = {optim.lr:g} alone halves the weights "
-                f"in {max(1, round(halved))} updates"
+                f"in {counted(max(1, round(halved)), 'update')}"
             )
     if job.task.label_smoothing > 0.5:
         share = job.task.label_smoothing

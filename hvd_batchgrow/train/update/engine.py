@@ -51,7 +51,7 @@ class UpdateResult:
     stop_requested: bool
     """Whether any rank requests a stop; equal on all ranks."""
     digest: int
-    """`consumed.digest` of all its samples, on all ranks."""
+    """`order_digest.digest` of all its samples, on all ranks."""
     replaced: tuple[tuple[int, int], ...]
     """(stream index, sample id) of each sample that replaced a bad one, on all ranks."""
     skipped: bool

@@ -28,7 +28,7 @@ class MicroBatch:
     slots: tuple[int, ...]
     """Position of each of its k ghost batches in the update, 0 … B/γ - 1."""
     digest: int = 0
-    """`consumed.digest` of its samples."""
+    """`order_digest.digest` of its samples."""
     replaced: Sequence[tuple[int, int]] = ()
     """(stream index, sample id) of each of its samples that replaced a bad one."""
     keys: Tensor | None = None
