@@ -36,6 +36,7 @@ def stated(cell: str) -> tuple[float, float]:
     ("row", "machine", "decay_ranks"),
     [
         ("8 A100 per host, InfiniBand; decay on 64 ranks", "dgx_a100_resnet50", 64),
+        ("8 A100 per host, InfiniBand; decay on 128 ranks", "dgx_a100_resnet50", 128),
         ("8 V100 per host, 10 Gbit/s Ethernet; decay on 128 ranks", "dgx1_v100_ethernet_resnet50", 128),
     ],
 )
