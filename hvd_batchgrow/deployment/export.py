@@ -207,15 +207,16 @@ def _card(network: TrainedNetwork, to: Format, output: Path, content: bytes, exa
 
 
 def _metrics(network: TrainedNetwork) -> dict[str, Any]:
-    """Return the evaluation of these weights on the run's test set; empty if there was none at this sample."""
-    samples = network.checkpoint.samples
-    lines = read_json_lines(network.run / "metrics.jsonl")
-    found = [line for line in lines if line.get("kind") == "eval" and line["samples"] == samples]
-    if not found:
+    """Return the evaluations of these weights, such as `test_top1`; empty if they were not evaluated."""
+    samples, prefix = network.checkpoint.samples, "average_" if network.is_average else ""
+    if network.checkpoint.evaluation.get("samples") != samples:  # the weights may have been restored after it
         return {}
-    prefix, line = "average_" if network.is_average else "", found[-1]
-    names = [name for name in line if f"average_{name}" in line] if prefix else _result_names(line)
-    return {f"test_{name}": line[f"{prefix}{name}"] for name in names}
+    metrics: dict[str, Any] = {}
+    for line in read_json_lines(network.run / "metrics.jsonl"):
+        if line.get("kind") == "eval" and line["samples"] == samples:
+            names = [name for name in line if f"average_{name}" in line] if prefix else _result_names(line)
+            metrics |= {f"{line.get('dataset', 'test')}_{name}": line[f"{prefix}{name}"] for name in names}
+    return metrics
 
 
 def _result_names(line: dict[str, Any]) -> list[str]:

@@ -56,7 +56,7 @@ class TrainState:
         """Number of updates skipped because they were not finite."""
         self.replays = ReplayTally()
         self.evaluation: Evaluation | None = None
-        """The last one."""
+        """The last one, unless the weights have changed since at the same sample counter."""
         self.best: dict[str, Any] = {}
         """`Checkpoint.best`."""
         self.average = WeightAverage(parts.model, job.update.ema_samples) if job.update.ema_samples else None
@@ -91,6 +91,11 @@ class TrainState:
         self.growth.add(result, global_batch)
         self.num_skipped += result.skipped
         self.samples += global_batch
+
+    def forget_evaluation(self) -> None:
+        """Forget an evaluation at this sample counter: the weights or their statistics have changed since."""
+        if self.evaluation and self.evaluation.samples == self.samples:
+            self.evaluation = None
 
     def keep_best(self, evaluation: Evaluation, ranks: Ranks) -> bool:
         """Record an evaluation of the validation set if it is the best so far, and return whether it is.

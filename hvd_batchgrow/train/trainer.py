@@ -165,6 +165,8 @@ class Trainer:
                 window, at_boundary = self._log(window, index, phase), not self.job.trigger.scales_progress
             if may_grow and at_boundary:
                 reestimate(self.parts, state.samples, micro_batch, team)
+                if self.job.model.precise_bn_samples is not None:
+                    state.forget_evaluation()
             self._save_if_due(before, must_save=stopped or at_boundary or pauses)
         return stopped
 
@@ -317,6 +319,8 @@ class Trainer:
         growth, samples = self.state.growth, self.state.samples
         decision = growth.look(self.team, self.plan, samples, metrics, self.folder, branches)
         if decision is not None:
+            if decision.restore_samples is not None:
+                self.state.forget_evaluation()
             self._replan()
             self.observers.notify("on_decision", Decided(decision, self.plan))
         return decision

@@ -195,11 +195,15 @@ def test_the_best_is_kept_with_its_weights_where_a_decision_restores_others(
     recorder = Recorder()
     train(job, ranks, tmp_path, recorder, source=split_source())
     restored = [decision.samples for decision in recorder.decided if decision.restore_samples is not None]
+    decided = set(restored)
     assert restored
     if ranks.rank == 0:
         for name in names(tmp_path):
             kept = Checkpoint.from_bytes((tmp_path / "checkpoints" / name).read_bytes())
             assert all(torch.equal(value, seen[kept.samples][key]) for key, value in kept.model.items())
+            # A checkpoint has the evaluation of its weights, not that of the weights before they were restored.
+            was_restored = kept.samples in decided and not name.startswith("best")
+            assert kept.evaluation.get("samples") == (None if was_restored else kept.samples)
         assert any(f"best-{samples:015d}.pt" in names(tmp_path) for samples in restored)
 
 

@@ -167,6 +167,23 @@ def test_a_card_describes_the_file(photos: list[Path], capsys: pytest.CaptureFix
     assert [card["format"], card["weights"]] == ["state_dict", "last"]
 
 
+def test_a_card_says_of_which_set_its_metrics_are(photos: list[Path]) -> None:
+    options = ["--data.validation-fraction", "0.25", "--checkpoint.keep-best", "val/loss"]
+    assert main(["train", "small.toml", "--overwrite", *options]) == 0
+    (best,) = RUN.glob("checkpoints/best-*.pt")
+    found = []
+    for output, checkpoint in {"best": best, "last": max(RUN.glob("checkpoints/samples-*.pt"))}.items():
+        words = ["export", str(RUN), "--to", "state_dict", "--output", output, "--checkpoint", str(checkpoint)]
+        assert main(words) == 0
+        found.append(json.loads(Path(f"{output}.json").read_text()))
+    lines = [json.loads(line) for line in (RUN / "metrics.jsonl").read_text().splitlines()]
+    for card in found:
+        evaluated = [line for line in lines if line["kind"] == "eval" and line["samples"] == card["samples"]]
+        expected = {f"{line['dataset']}_{name}": line[name] for line in evaluated for name in ("loss", "top1")}
+        assert card["metrics"] == expected
+    assert {name.partition("_")[0] for name in found[1]["metrics"]} == {"validation", "test"}
+
+
 @pytest.mark.skipif(importlib.util.find_spec("onnx") is not None, reason="onnx is installed")
 def test_a_missing_package_is_named(photos: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(RUN), "--to", "onnx", "--output", "net"]) == 1
