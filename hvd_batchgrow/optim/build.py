@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -107,12 +108,33 @@ def set_momentum(optimizer: torch.optim.Optimizer, phase: Phase, *, rescale: boo
     """
     for group in optimizer.param_groups:
         if "betas" in group:
-            group["betas"] = (phase.momentum, group["betas"][1] if phase.beta2 is None else phase.beta2)
+            set_betas(optimizer, group, phase.momentum, phase.beta2)
             group["eps"] = group["eps"] if phase.eps is None else phase.eps
             continue
         if rescale and group["momentum"] != phase.momentum:
             _scale_buffers(optimizer, group["params"], (1 - group["momentum"]) / (1 - phase.momentum))
         group["momentum"] = phase.momentum
+
+
+def set_betas(optimizer: torch.optim.Optimizer, group: dict[str, Any], beta1: float, beta2: float | None) -> None:
+    """Set β₁ and β₂ of a parameter group of Adam.
+
+    Adam divides its average of squares by 1 - β₂^t, the sum of the weights of all t squares. If β₂ becomes β₂', t
+    becomes t ln β₂ / ln β₂', so that the sum stays that of the average. This also holds for β₁' = β₁^κ with β₂' = β₂^κ.
+
+    Args:
+        optimizer: the group's.
+        group: of its `param_groups`.
+        beta1: β₁.
+        beta2: β₂; None: unchanged.
+    """
+    before = group["betas"][1]
+    after = before if beta2 is None else beta2
+    if after != before and min(after, before) > 0:
+        for parameter in group["params"]:
+            if parameter in optimizer.state:
+                optimizer.state[parameter]["step"].mul_(math.log(before) / math.log(after))
+    group["betas"] = (beta1, after)
 
 
 FIRST_DECAY = "initial_weight_decay"

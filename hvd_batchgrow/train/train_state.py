@@ -10,6 +10,7 @@ import torch
 
 from hvd_batchgrow.comm.broadcast_object import broadcast_object
 from hvd_batchgrow.comm.ranks import Ranks
+from hvd_batchgrow.optim.build import set_betas
 from hvd_batchgrow.train.checkpoints.best import improved
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
 from hvd_batchgrow.train.events import Evaluation
@@ -113,7 +114,8 @@ class TrainState:
         """Continue from a checkpoint."""
         engine, last = self._parts.engine, checkpoint.evaluation
         self._parts.model.load_state_dict(checkpoint.model)
-        _load_optimizer(self._parts.optimizer, checkpoint.optimizer)
+        keeps_beta2 = self._parts.job.schedule.rule in {"adam", "adam_linear"}
+        _load_optimizer(self._parts.optimizer, checkpoint.optimizer, keeps_beta2=keeps_beta2)
         self.samples, self.num_skipped = checkpoint.samples, checkpoint.num_skipped
         self.replays = ReplayTally(**checkpoint.replays)
         if self.average:
@@ -150,16 +152,21 @@ class TrainState:
         )
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], *, keeps_beta2: bool) -> None:
     """Load an optimizer's state, but keep the job's settings, such as weight decay: a fork may change them.
 
     What the schedule sets is state. It is set again before the next update, and if the momentum differs from the next
     phase's, the buffers may be rescaled.
+
+    Args:
+        optimizer: of the job.
+        state: of the checkpoint.
+        keeps_beta2: whether the schedule sets Adam's β₂.
     """
     scheduled = {"params", "lr", "momentum"}
     settings = [{k: v for k, v in group.items() if k not in scheduled} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, own in zip(optimizer.param_groups, settings, strict=True):
-        if "betas" in own:
-            own["betas"] = (group["betas"][0], own["betas"][1])
+        if betas := own.pop("betas", None):
+            set_betas(optimizer, group, group["betas"][0], None if keeps_beta2 else betas[1])
         group.update(own)

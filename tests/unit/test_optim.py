@@ -65,6 +65,19 @@ def test_a_change_of_momentum_rescales_the_buffer_where_the_job_says_so(rescale:
     torch.testing.assert_close(buffer, torch.full_like(buffer, level))
 
 
+@pytest.mark.parametrize("updates", [5, 200, 1000])
+def test_new_betas_keep_adams_averages_unbiased(updates: int) -> None:
+    """With a constant gradient every average is that gradient, so each step of Adam is the learning rate."""
+    model, optimizer = make(name="adam", lr=1e-3, betas=(0.9, 0.999), eps=1e-12)
+    weight, first = next(model.parameters()), replace(PHASE, lr=1e-3, momentum=0.9, beta2=0.999)
+    grown = replace(first, momentum=0.9**4, beta2=0.999**4)
+    for phase in [*[first] * updates, *[grown] * 3, *[first] * 3]:
+        before = weight.detach().clone()
+        set_hyperparameters(optimizer, phase)
+        step(model, optimizer)
+        torch.testing.assert_close(before - weight.detach(), torch.full_like(before, 1e-3), rtol=2e-3, atol=0)
+
+
 @pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
 def test_adam_takes_its_set_from_the_phase(name: str, kind: type[torch.optim.Optimizer]) -> None:
     _, optimizer = make(name=name, lr=1e-3, betas=(0.8, 0.99), eps=1e-6)

@@ -98,7 +98,7 @@ def _useless_values(job: Job) -> Iterator[Fault]:
     """Yield faults for values that make training impossible, with the value that was probably meant."""
     optim, update = job.optim, job.update
     lr = optim.lr * job.schedule.lr_scale
-    if optim.name in {"sgd", "adamw"} and lr * optim.weight_decay >= 1:
+    if optim.name in {"sgd", "adamw"} and optim.weight_decay >= 1 and lr * optim.weight_decay >= 1:
         product = f"{optim.weight_decay:g} × the learning rate {lr:g} = {lr * optim.weight_decay:g}"
         fault = f"{product}: each update would remove this fraction of every weight"
         remedy = f"use < {1 / lr:g}, or a learning rate < {1 / optim.weight_decay:g}"

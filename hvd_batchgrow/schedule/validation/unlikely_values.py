@@ -53,8 +53,8 @@ def _of_optimizer(job: Job, num_updates: int) -> Iterator[str]:
     if isinstance(optim, LarsSection):
         if optim.trust_coefficient > 1:
             yield f"optim.trust_coefficient = {optim.trust_coefficient:g} is unusually large; 0.001 is usual"
-    elif optim.name != "adam" and 0 < optim.weight_decay * optim.lr < 1:
-        halved = math.log(0.5) / math.log1p(-optim.weight_decay * optim.lr)
+    elif optim.name != "adam" and (product := optim.weight_decay * optim.lr) > 0:
+        halved = math.log(0.5) / math.log1p(-product) if product < 1 else 0
         if halved < min(_FAST_DECAY, num_updates):
             yield (
                 f"optim.weight_decay = {optim.weight_decay:g} × lr = {optim.lr:g} alone halves the weights "
