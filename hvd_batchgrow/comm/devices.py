@@ -139,16 +139,19 @@ def agree_on_devices(
 ) -> DeviceAssignment:
     """Assign a device to each rank, from what all ranks see; all ranks call it together. Errors name the source.
 
+    The keys of rank 0 count: a rank that cannot read the job has others.
+
     Raises:
         CollectiveError: as `assign_devices` raises JobError.
     """
     view = visible_gpus()
-    texts = ranks.gather_bytes(dump_json([view.host, view.uuids]).encode(), "visible GPUs")
-    seen = [VisibleGpus(host, tuple(uuids)) for host, uuids in map(json.loads, texts)]
+    texts = ranks.gather_bytes(dump_json([view.host, view.uuids, device, ranks_per_gpu]).encode(), "visible GPUs")
+    rows = [json.loads(text) for text in texts]
+    seen = [VisibleGpus(host, tuple(uuids)) for host, uuids, *_ in rows]
 
     def assign() -> DeviceAssignment:
         with faults_of(source):
-            return assign_devices(seen, device, ranks_per_gpu)
+            return assign_devices(seen, *rows[0][2:])
 
     return ranks.run_on_all(assign)
 

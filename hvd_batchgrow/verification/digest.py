@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.nn.state.extra_state import is_extra_state
 from hvd_batchgrow.results.plan_file import read_plan
 from hvd_batchgrow.train.checkpoints.checkpoint import newest_good
+from hvd_batchgrow.verification.tensor_distance import distance, norm
 from hvd_batchgrow.verification.tree_digest import tree_digest
 
 
@@ -64,15 +65,12 @@ def compare_weights(first: Weights, second: Weights) -> str:
 
 
 def largest_difference(first: Weights, second: Weights) -> tuple[float, str]:
-    """Return the largest |a - b| / |a| in the 2-norm of a tensor of two runs of one model, and its name."""
+    """Return the largest |a - b| / |a| in the 2-norm of a tensor of two runs of one model, and its name.
+
+    It is |a - b| if a is 0. NaN, if a tensor has it in one run only, is the largest.
+    """
     differences = {
-        name: float((_real(second.tensors[name]) - _real(tensor)).norm() / _real(tensor).norm().clamp_min(1e-300))
-        for name, tensor in first.tensors.items()
+        name: distance(tensor, second.tensors[name]) / (norm(tensor) or 1.0) for name, tensor in first.tensors.items()
     }
-    worst = max(differences, key=lambda name: differences[name])
+    worst = max(differences, key=lambda name: (math.isnan(differences[name]), differences[name]))
     return differences[worst], worst
-
-
-def _real(tensor: Tensor) -> Tensor:
-    """Return the values in float64, complex ones as pairs."""
-    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).double()

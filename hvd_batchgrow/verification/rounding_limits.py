@@ -13,6 +13,7 @@ from torch import Tensor
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.nn.state.extra_state import is_extra_state
 from hvd_batchgrow.train.update.rounding_noise import MARGIN
+from hvd_batchgrow.verification.tensor_distance import distance, norm
 
 State = Mapping[str, Tensor]
 """Parameters and buffers by name."""
@@ -65,7 +66,7 @@ class RoundingLimits:
         self._reference = reference
         self._limits = {
             samples: {
-                name: MARGIN * max(_distance(value, repeat[samples][name]) for repeat in repeats) + _ulp(value)
+                name: MARGIN * max(distance(value, repeat[samples][name]) for repeat in repeats) + _ulp(value)
                 for name, value in state.items()
             }
             for samples, state in reference.items()
@@ -89,25 +90,12 @@ class RoundingLimits:
             names = sorted(str(name) for name, _ in shapes[0].items() ^ shapes[1].items())
             raise RunError(f"the run and plain autograd have different tensors: {', '.join(dict.fromkeys(names))}")
         for name, value in reference.items():
-            norm = _norm(value) or 1.0
-            difference = _distance(value, state[name])
-            yield Deviation(samples, name, difference / norm, self._limits[samples][name] / norm)
-
-
-def _distance(first: Tensor, second: Tensor) -> float:
-    """Return |a - b| in the 2-norm. Equal infinities count as equal, and so do two NaNs."""
-    kind = torch.promote_types(first.dtype, torch.float64)
-    first, second = first.to(kind), second.to(kind)
-    is_equal = (first == second) | (first.isnan() & second.isnan())
-    return float(torch.where(is_equal, 0, second - first).norm().abs())
-
-
-def _norm(values: Tensor) -> float:
-    """Return the 2-norm of the finite values: a mask may contain infinities."""
-    return _distance(values, torch.where(values.isfinite(), 0, values))
+            size = norm(value) or 1.0
+            difference = distance(value, state[name])
+            yield Deviation(samples, name, difference / size, self._limits[samples][name] / size)
 
 
 def _ulp(values: Tensor) -> float:
     if not (values.is_floating_point() or values.is_complex()):
         return 0.0
-    return torch.finfo(values.dtype).eps * _norm(values)
+    return torch.finfo(values.dtype).eps * norm(values)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hvd_batchgrow.comm import devices
-from hvd_batchgrow.comm.devices import DeviceKey, Placement, VisibleGpus, assign_devices, take_device
+from hvd_batchgrow.comm.devices import DeviceKey, Placement, VisibleGpus, agree_on_devices, assign_devices, take_device
 from hvd_batchgrow.comm.ranks import CollectiveError, SingleRank
 from hvd_batchgrow.messages.errors import JobError
 from tests.helpers import small_job
@@ -29,6 +29,18 @@ def masked(ranks: int, host: str = "a") -> list[VisibleGpus]:
 def whole(ranks: int, gpus: int, host: str = "a") -> list[VisibleGpus]:
     """Every rank sees all GPUs of the host."""
     return [on(host, *(f"GPU-{host}{gpu}" for gpu in range(gpus)))] * ranks
+
+
+def test_the_keys_of_rank_0_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank that cannot read the job has the default keys; it must not expect GPUs where the others use the CPU."""
+
+    class Second(SingleRank):
+        def gather_bytes(self, data: bytes, name: str) -> list[bytes]:
+            return [json.dumps(["a", ["GPU-1"], "cpu", None]).encode(), data]
+
+    monkeypatch.setattr(devices, "visible_gpus", lambda: on("a", "GPU-1"))
+    assert not agree_on_devices(Second(), "auto", 2).is_cuda
+    assert agree_on_devices(SingleRank(), "auto", 2).is_cuda
 
 
 @pytest.mark.parametrize(
@@ -130,11 +142,12 @@ class Seeing(SingleRank):
     def __init__(self, backend: str, rank: int, seen: Sequence[VisibleGpus]) -> None:
         self.backend, self.shares_gpus = backend, backend.startswith("torch")
         self.rank, self.size = rank, len(seen)
-        self._seen = [json.dumps([view.host, view.uuids]).encode() for view in seen]
+        self._seen = [[view.host, [*view.uuids]] for view in seen]
 
     def gather_bytes(self, data: bytes, name: str) -> list[bytes]:
-        assert data == self._seen[self.rank]
-        return self._seen
+        mine = json.loads(data)
+        assert mine[:2] == self._seen[self.rank]
+        return [json.dumps([*view, *mine[2:]]).encode() for view in self._seen]
 
 
 REFUSED = "layout.ranks_per_gpu: 1 allows"

@@ -152,6 +152,17 @@ def test_layouts_of_one_rank_agree_with_plain_autograd(job: str, capsys: pytest.
 
 
 @pytest.mark.slow
+def test_a_launcher_may_end_with_another_code_than_its_ranks(
+    job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """torchrun and horovodrun end with 1 when a rank ends with 75."""
+    monkeypatch.setattr(verify, "_launcher", lambda ranks, backend: ["bash", "-c", '"$@" || exit 1', "launcher"])
+    assert main(["verify", job, "--layouts", "1x2x8", "--updates", "1"]) == 0
+    assert "agrees" in capsys.readouterr().out
+    assert main(["verify", job, "--layouts", "1x2x8", "--updates", "1", "--data.root", "nowhere"]) == 1
+
+
+@pytest.mark.slow
 def test_layouts_in_exact_mode_are_bit_identical(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["verify", job, "--layouts", "1x2x8", "--layout.exact", "true", "--updates", "1"]
     assert main(words) == 0
