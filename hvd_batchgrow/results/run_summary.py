@@ -51,7 +51,9 @@ class RunSummary:
     """Its last value; of the test set, unless only the validation set has been evaluated."""
     last_dataset: str | None
     best: float | None
-    """Its best value on the set that is evaluated during training; None if it is unknown how the metric improves."""
+    """Its best value on `best_dataset`; None if it is unknown how the metric improves."""
+    best_dataset: str
+    """The set that is evaluated during training."""
     attempts: int
     """Number of invocations."""
     twin: str | None
@@ -113,7 +115,8 @@ def summarize(run: RunFiles) -> RunSummary:
     metric, direction = main_metric(run)
     results = [(value, line["dataset"]) for line in evaluated if (value := number(line.get(metric))) is not None]
     last, last_dataset = results[-1] if results else (None, None)
-    during = [value for value, dataset in results if dataset == training_dataset(evaluated)]
+    best_dataset = training_dataset(evaluated)
+    during = [value for value, dataset in results if dataset == best_dataset]
     mark, is_fresh = read_mark(folder)
     holder = holder_of(mark) if mark and is_fresh else None
     state: State = "running" if holder else "finished" if run.is_finished else "stopped"
@@ -134,6 +137,7 @@ def summarize(run: RunFiles) -> RunSummary:
         last=last,
         last_dataset=None if last_dataset is None else printable(last_dataset),
         best=None if direction is None or not during else (max if direction == "up" else min)(during),
+        best_dataset=best_dataset,
         attempts=len(run.attempts),
         twin=_twin(folder),
         batches=tuple(phase["global_batch"] for phase in plan["phases"] if phase["num_updates"]),
@@ -165,7 +169,7 @@ def result_line(run: RunSummary) -> str | None:
     """Return the last and the best result of a run in words; None: it has not been evaluated."""
     results = [] if run.last is None else [f"{run.last_dataset} {metric_texts({run.metric: run.last})[0]}"]
     if run.best is not None:
-        results.append(f"best during training: {metric_texts({run.metric: run.best})[0]}")
+        results.append(f"best during training: {run.best_dataset} {metric_texts({run.metric: run.best})[0]}")
     return ", ".join(results) or None
 
 

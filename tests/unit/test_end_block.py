@@ -76,7 +76,7 @@ def test_the_numbers_of_the_phases(tmp_path: Path) -> None:
     for index, phase in enumerate(later, start=3):
         samples = phase.num_updates * phase.global_batch
         assert f"{index} {phase.global_batch} 0 of {phase.num_updates} 0 of {samples} 0 s 0".split() in rows
-    assert "test accuracy 25.00 %, best during training: accuracy 75.00 %" in text
+    assert "test accuracy 25.00 %, best during training: test accuracy 75.00 %" in text
     assert max(map(len, text.splitlines())) <= 80
 
 

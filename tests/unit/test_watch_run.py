@@ -206,7 +206,7 @@ def test_a_run_is_followed_from_before_its_start_to_its_end(tmp_path: Path, step
     assert lines[5].endswith(", test loss 0.5000, test accuracy 75.00 %")
     assert lines[6] == "phase 4: global batch 16, lr 0.05"
     assert "runs/small: finished" in "\n".join(lines)
-    assert "best during training: accuracy 75.00 %" in lines[-2]
+    assert "best during training: test accuracy 75.00 %" in lines[-2]
 
 
 def test_a_resume_with_fewer_lines_is_noticed(tmp_path: Path, steps: list[Callable[[], object]]) -> None:
