@@ -29,8 +29,8 @@ class PlanLR(LRScheduler):
         sampler: gives the first sample counter; afterwards each step of the scheduler sets the sampler's counter.
 
     Raises:
-        ValueError: the first parameter group has learning rate 0 and others do not; or the plan has momentum, which
-            the optimizer does not support.
+        ValueError: the first of several parameter groups has learning rate 0; or the plan has momentum, which the
+            optimizer does not support.
     """
 
     phase: Phase

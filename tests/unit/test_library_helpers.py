@@ -139,6 +139,20 @@ def test_the_sampler_drives_a_loader_with_workers_that_read_ahead() -> None:
     assert update.samples == 48
 
 
+def test_by_update_yields_the_updates_of_its_iteration_though_workers_read_to_its_end() -> None:
+    sampler = PlanBatchSampler(small_plan(), SEED)
+    dataset = TensorDataset(torch.arange(NUM_SAMPLES))
+    loader = DataLoader(dataset, batch_sampler=sampler, num_workers=2, prefetch_factor=4)
+    stream, starts = Stream(NUM_SAMPLES, SEED), []
+    while sampler.samples < STARTS[-1]:
+        for update, batches in sampler.by_update(loader):
+            starts.append(update.samples)
+            ids = torch.cat([ids for (ids,) in batches]).tolist()
+            wanted = stream.ids(update.samples, update.samples + update.phase.global_batch)
+            assert sorted(ids) == sorted(wanted.tolist())
+    assert starts == STARTS[:-1]
+
+
 def test_by_update_reports_micro_batches_that_were_not_taken_or_are_missing() -> None:
     sampler = PlanBatchSampler(small_plan(), SEED, start_samples=112)
     with pytest.raises(ValueError, match="1 of the 2 micro-batches of the update at sample 112"):
@@ -186,6 +200,30 @@ def test_the_scheduler_follows_warm_up_batch_limit_and_momentum_with_each_groups
     assert scheduler.samples == plan.schedule.end_samples == 112 + 6 * 32
     with pytest.raises(ValueError, match="the plan ends after 13 updates \\(304 samples\\), and step"):
         scheduler.step()
+
+
+def test_the_ratios_of_groups_survive_a_state_saved_before_the_first_step_of_a_warm_up_from_0() -> None:
+    plan = small_plan(schedule={"warmup_epochs": 1})
+
+    def optimizer() -> torch.optim.SGD:
+        first, second = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+        groups: list[dict[str, Any]] = [{"params": [first]}, {"params": [second], "lr": 0.3}]
+        return torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+
+    saved, loaded = optimizer(), optimizer()
+    PlanLR(saved, plan)
+    assert [group["lr"] for group in saved.param_groups] == [0, 0]
+    loaded.load_state_dict(saved.state_dict())
+    scheduler = PlanLR(loaded, plan)
+    loaded.step()
+    scheduler.step()  # 16 of the 100 samples of the warm-up
+    assert [group["lr"] for group in loaded.param_groups] == pytest.approx([0.1 * 16 / 100, 0.3 * 16 / 100])
+    for group in saved.param_groups:
+        del group["initial_lr"]
+    with pytest.raises(
+        ValueError, match=r"first parameter group has lr 0, others \[0.0\]: .*load its state afterwards"
+    ):
+        PlanLR(saved, plan)
 
 
 def test_the_scheduler_of_adam_sets_beta_1_only() -> None:

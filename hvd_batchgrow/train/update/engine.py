@@ -82,8 +82,8 @@ class UpdateEngine:
         at: called with the name of each stage that this rank enters, for the watchdog.
 
     Raises:
-        ValueError: the first parameter group has learning rate 0 and others do not, or a parameter cannot be trained
-            (see `parameter_faults`).
+        ValueError: the first of several parameter groups has learning rate 0, or a parameter cannot be trained (see
+            `parameter_faults`).
     """
 
     def __init__(
