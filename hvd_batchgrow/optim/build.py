@@ -39,7 +39,9 @@ def build_optimizer(model: nn.Module, optim: SgdSection | AdamSection | LarsSect
         )
     chosen = implementation(model.parameters())
     if isinstance(optim, SgdSection):
-        return SGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov, **chosen)
+        # As an argument, torch would refuse it with momentum 0, which the schedule may raise.
+        groups = [{**group, "nesterov": optim.nesterov} for group in groups]
+        return SGD(groups, lr=optim.lr, momentum=optim.momentum, **chosen)
     kind = Adam if optim.name == "adam" else AdamW
     return kind(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, **chosen)
 

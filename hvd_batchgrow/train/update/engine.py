@@ -236,6 +236,7 @@ class UpdateEngine:
             self.optimizer.step()
             self._commit(statistics, num_groups)
         self.changing.end(skipped=skipped)
+        set_sample_keys(self.keyed_modules, None)
         self._magnitudes = self.buckets.magnitudes
         self.stopwatch.enter(None)
         return UpdateResult(
