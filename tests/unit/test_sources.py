@@ -165,7 +165,7 @@ def test_rows_of_a_user_source_may_be_float64_and_are_standardized_so(own: None)
         ("own_source:broken", RunError, r"'own_source:broken' failed: KeyError: 'key' \(.*own_source.py, line 20\)"),
         ("own_source:describe", RunError, r"^the disk is full$"),
         ("own_source:stripped", JobError, r"train lacks kind\n.*train lacks shape"),
-        ("own_source:beyond", RunError, r"data.source, train: 6 of 8 labels are not in 0 … 1: sample 2 has 2"),
+        ("own_source:beyond", RunError, r"6 of 8 labels are not in 0 … 1: data.source, train, sample 2 has 2"),
     ],
 )
 def test_faults_of_a_user_source_are_reported(own: None, function: str, error: type[Exception], message: str) -> None:
