@@ -169,7 +169,7 @@ class ModelSection(Section):
     name: Annotated[str, AfterValidator(check_name)]
     """A network of this package, or `module:name` for your own, torchvision's or timm's."""
     kwargs: dict[str, JsonValue] = Field(default={})
-    """For `module:name`: keyword arguments of the call, besides `num_classes`."""
+    """For `module:name`: keyword arguments of the call. `num_classes` replaces the data's number of classes."""
     channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1), BeforeValidator(tuples)] | None = None
     """Widths of small_conv_net's convolutions or dense7's six hidden layers, in order. None: the network's default."""
     ghost_batch: PositiveInt
@@ -257,7 +257,8 @@ class CheckpointSection(Section):
     every_epochs: PositiveFloat = 1.0
     """Epochs between checkpoints. A checkpoint is also written at every phase boundary, at a stop and at the end."""
     keep: PositiveInt = 3
-    """Number of most recent checkpoints to keep. Those of phase boundaries are always kept."""
+    """Number of most recent checkpoints to keep. Those of phase boundaries are always kept, except between the parts of
+    a phase of an imported schedule."""
     keep_best: Annotated[str, matching(r"val/[a-z]\w*", '"val/loss" or "val/METRIC", such as "val/top1"')] | None = None
     """Also keep the weights of the best evaluation so far, by "val/loss" or a metric of the task on the validation set,
     such as "val/top1". None: do not keep them."""

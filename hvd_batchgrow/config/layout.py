@@ -55,8 +55,8 @@ class LayoutSection(Section):
     ranks_per_gpu: PositiveInt | None = None
     """Most ranks that may share a GPU; with 2 or more, gradients are summed over Gloo. None: one rank per GPU."""
     threads_per_rank: PositiveInt | None = None
-    """Torch threads per rank. None: the host's cores divided by its ranks; 1 with `exact`, where another number changes
-    the last bits of the weights."""
+    """Torch threads per rank. None: OMP_NUM_THREADS, otherwise the rank's share of the cores that it may use; 1 with
+    `exact`, where another number changes the last bits of the weights."""
 
     def unused(self) -> list[str]:
         """Return the keys that are set and that this `grow_by` does not use."""

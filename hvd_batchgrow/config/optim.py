@@ -21,10 +21,16 @@ class GroupSection(Section):
     decay_norm_and_bias: bool | None = None
     """Whether it applies to normalization parameters and biases too. None: `optim.decay_norm_and_bias`."""
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether its parameters are treated like those that no entry matches."""
+        return self.lr_scale == 1 and self.weight_decay is None and self.decay_norm_and_bias is None
+
     def describe(self) -> str:
         """Return the pattern and what differs for its parameters."""
         decay = "" if self.weight_decay is None else f", weight decay {self.weight_decay:g}"
-        return f"{self.match}: lr × {self.lr_scale:g}{decay}"
+        others = {None: "", True: ", norms and biases decay too", False: ", norms and biases do not decay"}
+        return f"{self.match}: lr × {self.lr_scale:g}{decay}{others[self.decay_norm_and_bias]}"
 
 
 class OptimBase(Section):
@@ -73,6 +79,11 @@ class SgdSection(OptimBase):
     """Use Nesterov's momentum."""
     rescale_momentum: bool = False
     """If the momentum changes from m to m': scale its buffer by (1-m)/(1-m') (true), or let it refill (false)."""
+
+    def starting_at(self, lr: float, momentum: float) -> Self:
+        """Return a copy whose schedule starts at this learning rate and momentum; nesterov needs momentum."""
+        changes = {"lr": lr, "momentum": momentum, "nesterov": self.nesterov and momentum > 0}
+        return self.model_copy(update=changes)
 
 
 class AdamSection(OptimBase):

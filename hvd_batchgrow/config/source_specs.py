@@ -47,7 +47,7 @@ class SourceSpec:
     """Keys of `[data]` that it uses to find its samples, besides those that all sources use."""
     load: Loader
     num_samples: Callable[[DataSection], int | None] = lambda data: None
-    """Returns N if it is known without reading the data; None: the job must state it."""
+    """Returns N if it is known without reading the data; None: the samples are counted if the job does not state N."""
     load_values: Loader | None = None
     """Like `load`, with K numbers per sample as targets instead of classes; None: the source has only `target`."""
     target: TargetKind = "class"

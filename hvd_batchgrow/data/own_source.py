@@ -16,7 +16,7 @@ from hvd_batchgrow.data.datasets.dataset import Dataset, DatasetPair
 from hvd_batchgrow.data.datasets.plausibility import byte_hint, check_layout
 from hvd_batchgrow.data.datasets.targets import check_target_values, target_faults
 from hvd_batchgrow.data.samples.keyed_fetch import check_same_again, with_keyed_fetch
-from hvd_batchgrow.data.samples.load_samples import ACCEPTED, load_samples
+from hvd_batchgrow.data.samples.load_samples import ACCEPTED, load_samples, own_test_faults
 from hvd_batchgrow.import_string import NotFound, describe_error, find_callable
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
@@ -30,7 +30,8 @@ def load_own(data: DataSection, seed: int = 0, target: TargetKind | None = "clas
         target: that the task needs; None: any.
 
     Raises:
-        JobError: it cannot be imported, or returns neither a valid `DatasetPair` nor map-style torch Datasets.
+        JobError: it cannot be imported, or returns neither a valid `DatasetPair` nor map-style torch Datasets, or a
+            test set though the job holds one out.
         RunError: it raised an exception, or its samples are not reproducible.
     """
     try:
@@ -47,8 +48,8 @@ def load_own(data: DataSection, seed: int = 0, target: TargetKind | None = "clas
         raise
     except Exception as error:
         raise RunError(f"data.source = {data.source!r} failed: {describe_error(error)}") from error
-    if faults:
-        raise JobError([Fault("data.source", f"{data.source}: {fault}") for fault in faults])
+    if found := [Fault("data.source", f"{data.source}: {fault}") for fault in faults] or own_test_faults(data):
+        raise JobError(found)
     for part, samples in _sets(source):
         check_same_again(samples, f"data.source = {data.source!r}, {part}")
     return _with_notes(source) if target == "class" else source

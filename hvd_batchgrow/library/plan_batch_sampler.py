@@ -102,8 +102,9 @@ class PlanBatchSampler(Sampler[list[int]]):
         Raises:
             ValueError: `batches` ended early, or micro-batches of an update were not taken.
         """
+        planned = self.updates()  # before a loader's workers read ahead, which moves `samples`
         remaining = iter(batches)
-        for update in self.updates():
+        for update in planned:
             taken = _Counted(islice(remaining, len(update.passes)))
             yield update, taken
             if taken.count != len(update.passes):

@@ -20,8 +20,9 @@ class PlanLR(LRScheduler):
 
     `step()` advances the sample counter by the batch of the update, and sets the learning rate, with warm-up, and the
     momentum (β₁ of Adam) of the next update. The first parameter group has the plan's learning rate, and
-    the other groups keep their ratio to it (or have `lr_scale`, as in timm). The weight decay of
-    each group changes only with `optim.weight_decay_rule = "per_epoch"`.
+    the other groups keep their ratio to it (or have `lr_scale`, as in timm). With `lr_rule = "adam"` or
+    "adam_linear", it also sets β₂ and eps, from `optim` of `plan_updates`. The weight decay of each group changes only
+    with `weight_decay_rule = "per_epoch"` there, by the same factor in all groups.
 
     Args:
         optimizer: the optimizer to set.
@@ -29,8 +30,8 @@ class PlanLR(LRScheduler):
         sampler: gives the first sample counter; afterwards each step of the scheduler sets the sampler's counter.
 
     Raises:
-        ValueError: the first parameter group has learning rate 0 and others do not; or the plan has momentum, which
-            the optimizer does not support.
+        ValueError: the first of several parameter groups has learning rate 0; or the plan has momentum, which the
+            optimizer does not support.
     """
 
     phase: Phase

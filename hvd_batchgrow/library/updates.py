@@ -53,9 +53,10 @@ def plan_updates(
     schedule: Mapping[str, Any],
     *,
     lr: float,
-    momentum: float,
+    momentum: float | None = None,
     num_samples: int,
     ghost_batch: int,
+    optim: Mapping[str, Any] | None = None,
     ranks: int = 1,
     max_micro_batch: int | None = None,
     exact: bool = False,
@@ -66,9 +67,11 @@ def plan_updates(
     Args:
         schedule: keys of `[schedule]` in a job file, with any policy but adaptive, which needs a trigger.
         lr: initial learning rate ε.
-        momentum: initial momentum m.
+        momentum: initial momentum m; None: β₁ of `optim`.
         num_samples: N, the size of the training set.
         ghost_batch: γ, the number of samples of a ghost batch.
+        optim: other keys of `[optim]`, for policies and rules that depend on the optimizer: "name", and for Adam
+            "betas" (instead of `momentum`) and "eps"; "weight_decay" with "weight_decay_rule". None: SGD.
         ranks: R.
         max_micro_batch: largest number of samples of a micro-batch; None: the default of a job file.
         exact: use one ghost batch per micro-batch, as an exact engine requires.
@@ -76,14 +79,18 @@ def plan_updates(
 
     Raises:
         JobError: the plan is impossible; the message has the arithmetic and the nearest valid value.
+        ValueError: there is neither a momentum nor betas.
     """
+    given = {"name": "sgd", **(optim or {})}
+    if momentum is None and "betas" not in given:
+        raise ValueError("the plan sets the momentum of your optimizer: give momentum, or betas of Adam in optim")
     layout = {"max_micro_batch": max_micro_batch, "exact": exact, "uneven_ranks": uneven_ranks}
     tree = {
         "name": "plan_updates",
         # Only the number of samples and the ghost batch affect the schedule.
         "data": {"source": "synthetic_rows", "shape": [1], "num_samples": num_samples},
         "model": {"name": "unused:network", "ghost_batch": ghost_batch},
-        "optim": {"name": "sgd", "lr": lr, "momentum": momentum},
+        "optim": given | {"lr": lr} | ({} if momentum is None else {"momentum": momentum}),
         "schedule": dict(schedule),
         "layout": {key: value for key, value in layout.items() if value is not None},
     }

@@ -14,7 +14,7 @@ from hvd_batchgrow.import_string import describe_error
 from hvd_batchgrow.messages.errors import Fault, JobError, faults_of
 from hvd_batchgrow.nn.checks.deterministic_trial import any_kernels, nondeterministic_layer
 from hvd_batchgrow.nn.checks.layout_hazards import NUM_SAMPLES, layout_hazards
-from hvd_batchgrow.nn.checks.model_keys import check_network, check_shape
+from hvd_batchgrow.nn.checks.model_keys import check_shape
 from hvd_batchgrow.nn.checks.norm_gradients_trial import NUM_SAMPLES as NUM_NORM_TRIAL
 from hvd_batchgrow.nn.checks.norm_gradients_trial import try_norm_gradients
 from hvd_batchgrow.nn.freeze import freeze
@@ -31,17 +31,11 @@ from hvd_batchgrow.nn.weights_file import WeightsFile
 from hvd_batchgrow.schedule.rounding import half_up
 
 
-def check_model(job: Job) -> None:
-    """Raise JobError if a job names an unknown network, or sets keys that the network does not use."""
-    if faults := check_network(job.model):
-        raise JobError(faults, job.name)
-
-
 def build_model(job: Job, form: InputForm, num_classes: int) -> nn.Module:
     """Build the network that a job names, with initial weights from torch's generator, and freeze `model.freeze`.
 
     Args:
-        job: checked by `check_model`.
+        job: of `parse_job`, which has checked `[model]`.
         form: shape of the source's samples: (H, W, C), (features,), or (0, 0, C) before cropping; or real samples.
         num_classes: number of classes.
 

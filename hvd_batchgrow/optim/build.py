@@ -40,7 +40,9 @@ def build_optimizer(model: nn.Module, optim: SgdSection | AdamSection | LarsSect
         )
     chosen = implementation(model.parameters())
     if isinstance(optim, SgdSection):
-        return SGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov, **chosen)
+        # As an argument, torch would refuse it with momentum 0, which the schedule may raise.
+        groups = [{**group, "nesterov": optim.nesterov} for group in groups]
+        return SGD(groups, lr=optim.lr, momentum=optim.momentum, **chosen)
     kind = Adam if optim.name == "adam" else AdamW
     return kind(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, **chosen)
 
@@ -59,16 +61,18 @@ def lr_ratios(optimizer: torch.optim.Optimizer) -> list[float]:
     """Return the learning rate of each parameter group, divided by the schedule's.
 
     The ratio is the group's `lr_scale`, as in timm, if any group has one. Otherwise the first group has the
-    schedule's learning rate, and the ratios are those to the first group's.
+    schedule's learning rate, and the ratios are those to the first group's. The learning rates are those with which
+    the groups were made: `initial_lr`, if a scheduler of torch has stored it.
 
     Raises:
-        ValueError: the first group's is 0, and another is not.
+        ValueError: the first group's is 0, and there are others.
     """
     if any("lr_scale" in group for group in optimizer.param_groups):
         return [float(group.get("lr_scale", 1.0)) for group in optimizer.param_groups]
-    first, *others = [float(group["lr"]) for group in optimizer.param_groups]
-    if any(lr != first for lr in others) and not first:
-        raise ValueError(f"the first parameter group has lr 0, others {others}: their ratio to it is undefined")
+    first, *others = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+    if others and not first:
+        fault = f"the first parameter group has lr 0, others {others}: their ratio to it is undefined"
+        raise ValueError(f"{fault}; make the optimizer with its learning rates, and load its state afterwards")
     return [1.0, *(1.0 if lr == first else lr / first for lr in others)]
 
 

@@ -38,7 +38,8 @@ class EagerOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             if group.get("fused"):
                 for parameter in group["params"]:
-                    _lay_out(self.state[parameter], parameter)
+                    # `self.state[…]` would make a state for a parameter that no loss has reached.
+                    _lay_out(self.state.get(parameter, {}), parameter)
 
 
 class SGD(EagerOptimizer, torch.optim.SGD):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from hvd_batchgrow.config.optim import OptimBase
+from hvd_batchgrow.config.optim import GroupSection, OptimBase
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.messages.wording import counted
 from hvd_batchgrow.nn.name_patterns import matches, names_of_parameters, nearest
@@ -48,7 +48,8 @@ def parameter_groups(model: nn.Module, optim: OptimBase) -> list[ParameterGroup]
     layers above it: 0 for the last one. See `layer_indices`.
 
     Raises:
-        JobError: a pattern matches no parameter that is trained, or only those of earlier patterns.
+        JobError: a pattern matches no parameter that is trained, or only those of earlier patterns; or an entry
+            changes nothing, and does not exempt parameters from a later entry.
 
     Source of the decay: ELECTRA (arXiv 2003.10555), appendix B; BEiT (arXiv 2106.08254), section 3.1.
     """
@@ -58,7 +59,7 @@ def parameter_groups(model: nn.Module, optim: OptimBase) -> list[ParameterGroup]
     patterns = [group.match for group in optim.groups]
     trained = {parameter: of for parameter, of in names.items() if parameter.requires_grad}
     matched = {p: [k for k, pattern in enumerate(patterns) if matches(pattern, of)] for p, of in trained.items()}
-    _check(patterns, matched, names)
+    _check(optim.groups, matched, names)
     groups: dict[tuple[int, int], ParameterGroup] = {}
     for parameter in trained:
         index = min(matched[parameter], default=len(patterns))
@@ -128,11 +129,14 @@ def _group(optim: OptimBase, index: int, layer: int, last: int) -> ParameterGrou
 
 
 def _check(
-    patterns: Sequence[str], matched: dict[nn.Parameter, list[int]], names: dict[nn.Parameter, list[str]]
+    sections: Sequence[GroupSection], matched: dict[nn.Parameter, list[int]], names: dict[nn.Parameter, list[str]]
 ) -> None:
-    faults = []
+    faults, patterns = [], [section.match for section in sections]
     for index, pattern in enumerate(patterns):
-        if any(found[:1] == [index] for found in matched.values()):
+        if applied := [found for found in matched.values() if found[:1] == [index]]:
+            if sections[index].is_plain and all(len(found) == 1 for found in applied):
+                fault = f"{pattern!r} has no effect: set lr_scale, weight_decay or decay_norm_and_bias, or remove it"
+                faults.append(Fault(f"optim.groups.{index}", fault))
             continue
         earlier = {patterns[found[0]] for found in matched.values() if index in found}
         all_names = [name for of in names.values() for name in of]

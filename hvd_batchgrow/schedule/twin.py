@@ -54,7 +54,7 @@ def decay_twin(job: Job, num_samples: int, decisions: Sequence[Decision] = ()) -
     layout = job.layout.grown_by("accumulation")
     noise = job.gradient_noise  # without a trigger, which may have measured it
     noise = noise if noise.measure else noise.unmeasured()
-    optim = job.optim.model_copy(update={"lr": lr})
+    optim = job.optim.starting_at(lr, job.optim.momentum)
     changes = {"name": f"{job.name}-twin", "optim": optim, "schedule": twin, "layout": layout}
     return job.model_copy(update={**changes, "trigger": NoTrigger(name="none"), "gradient_noise": noise})
 

@@ -55,15 +55,31 @@ def load(section: TaskSection, num_outputs: int, schema: Mapping[str, Any]) -> R
     """Return the task of a section, with the mean and std of the training targets if `standardize` is true.
 
     Raises:
-        JobError: `standardize` is true, and the source does not state the mean and std of its targets.
+        JobError: `standardize` is true, and the source does not state the mean and std of its targets, K finite
+            numbers each, or a std is not above 0.
     """
     mean, std = torch.zeros(num_outputs), torch.ones(num_outputs)
     if section.standardize:
-        if not {"target_mean", "target_std"} <= schema.keys():
-            fault = (
-                'needs the source\'s schema["target_mean"] and schema["target_std"], K numbers each; a torch Dataset '
-                "standardizes its targets itself"
-            )
-            raise JobError([Fault("task.standardize", fault)])
-        mean, std = (torch.tensor(schema[key], dtype=torch.float32) for key in ("target_mean", "target_std"))
+        mean, std = (_numbers(schema, key, num_outputs) for key in ("target_mean", "target_std"))
+        if not (std > 0).all():
+            fault = f'schema["target_std"] of the source must be above 0, is {schema["target_std"]!r}'
+            raise JobError([Fault("task.standardize", f"{fault}; use 1 for a target that is constant")])
     return Regression(section.loss, section.huber_delta, mean, std)
+
+
+def _numbers(schema: Mapping[str, Any], key: str, count: int) -> Tensor:
+    """Return an entry of a source's schema as float32 (K,). Raises JobError unless it has K finite numbers."""
+    if key not in schema:
+        fault = (
+            'needs the source\'s schema["target_mean"] and schema["target_std"], K numbers each; a torch Dataset '
+            "standardizes its targets itself"
+        )
+        raise JobError([Fault("task.standardize", fault)])
+    try:
+        numbers = torch.tensor(schema[key], dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError):  # no numbers, lists of different lengths, or too large for float32
+        numbers = torch.empty(0)
+    if numbers.shape != (count,) or not numbers.isfinite().all():
+        fault = f'schema["{key}"] of the source must be {count} finite numbers (float32), is {schema[key]!r}'
+        raise JobError([Fault("task.standardize", fault)])
+    return numbers

@@ -10,7 +10,7 @@ from torch import nn
 from hvd_batchgrow.comm.broadcast_object import broadcast_object
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.datasets.dataset import DatasetPair, raise_bad
+from hvd_batchgrow.data.datasets.dataset import BadSample, DatasetPair, raise_bad
 from hvd_batchgrow.data.datasets.example import source_form
 from hvd_batchgrow.data.datasets.targets import first_targets
 from hvd_batchgrow.data.order.stream import Stream, groups_of_rank
@@ -69,8 +69,10 @@ class TrainingParts:
         torch.manual_seed(job.seed)
         self.stream = Stream(len(source.train), job.seed)
         max_samples = max(job.micro_batch_limit, job.model.ghost_batch, job.evaluation.batch_size)
-        on_bad_sample = _on_bad_sample(job, ranks)
-        self.reader = Reader(job.data, source, self.device, torch.get_num_threads(), on_bad_sample, max_samples)
+        on_bad, on_skipped = (_on_bad_sample(job, ranks, what) for what in ("the next sample replaces it", "skipped"))
+        self.reader = Reader(
+            job.data, source, self.device, torch.get_num_threads(), on_bad, max_samples, on_skipped_sample=on_skipped
+        )
         file = _read_pretrained(job, ranks) if pretrained else None
         self.pretrained = {"path": file.path, "sha256": file.sha256} if file else {}
         """The file of the initial weights, if the job names one and it was read."""
@@ -128,12 +130,18 @@ class TrainingParts:
         return GhostBatchStream(batches, group)
 
 
-def _on_bad_sample(job: Job, ranks: Ranks) -> OnBad:
+def _on_bad_sample(job: Job, ranks: Ranks, consequence: str) -> OnBad:
+    """Return what raises or reports a bad sample. It is reported once, though each evaluation finds it again."""
     if job.data.on_bad_sample == "error":
         return raise_bad
-    return lambda bad: print(
-        f"rank {ranks.rank}: {bad.describe()}; the next sample replaces it", file=sys.stderr, flush=True
-    )
+    reported: set[str] = set()
+
+    def report(bad: BadSample) -> None:
+        if bad.where not in reported:
+            reported.add(bad.where)
+            print(f"rank {ranks.rank}: {bad.describe()}; {consequence}", file=sys.stderr, flush=True)
+
+    return report
 
 
 def _load_task(job: Job, source: DatasetPair) -> Task:

@@ -19,7 +19,6 @@ from hvd_batchgrow.config.source_specs import ReportProgress
 from hvd_batchgrow.data.order.stream import passes_of_rank
 from hvd_batchgrow.data.pipeline.reader import choose_pipeline
 from hvd_batchgrow.data.source_checks import known_num_samples
-from hvd_batchgrow.nn.build import check_model
 from hvd_batchgrow.schedule.cost.probe_file import (
     Probe,
     RankProbe,
@@ -123,7 +122,6 @@ def _prepare(job: Job) -> tuple[Job, Phase]:
     """Plan the job for one rank, which can form every batch; return its first phase."""
     job = job.model_copy(update={"layout": job.layout.grown_by("accumulation")})
     plan = compile_plan(job, 1, known_num_samples(job.data))
-    check_model(job)
     return job, plan.schedule.phases[0]
 
 

@@ -285,6 +285,16 @@ def test_pickles_are_never_opened(tmp_path: Path, name: str, inside: bool) -> No
         load("cifar100", path.parent)
 
 
+def test_only_a_file_train_is_a_pickle_of_cifar100(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    with pytest.raises(RunError, match=r"does not contain train.bin, cifar-100-binary or .*: download https://"):
+        load("cifar100", tmp_path)
+    (tmp_path / "train").rmdir()
+    (tmp_path / "train").write_bytes(b"pickle")
+    with pytest.raises(RunError, match=r"contains pickles"):
+        load("cifar100", tmp_path)
+
+
 # --- numpy -----------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.dataset import IMAGENET_DEVIATION, IMAGENET_MEAN, BadSample
 from hvd_batchgrow.data.images import encoded_dataset
 from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset, decode, read_header
+from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.messages.errors import JobError, RunError
 from tests.fuzz.image_bytes import with_exif
 from tests.pictures import (
@@ -63,10 +65,12 @@ def test_ids_may_come_in_any_order_and_twice(tmp_path: Path, form: Form) -> None
 @each_form
 def test_the_job_may_give_classes_and_constants(tmp_path: Path, form: Form) -> None:
     root = form.make(tmp_path / "data", pictures(NUM_TRAIN))
-    source = form.read(root, num_classes=7, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    constants: dict[str, Any] = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    data = DataSection(source=form.source, root=str(root), image_size=8, num_classes=7, **constants)
+    source = load_source(data, 0, lambda *_: None, any_size=True)
     assert (source.num_classes, source.mean, source.std) == (7, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    with pytest.raises(JobError, match=r"data.mean: has 1 values; encoded images are converted to RGB: 3"):
-        form.read(root, mean=(0.5,))
+    with pytest.raises(JobError, match=rf"data.mean: has 1 values, and a sample of '{form.source}' has 3 channels"):
+        load_source(data.model_copy(update={"mean": (0.5,)}), 0, lambda *_: None, any_size=True)
     with pytest.raises(
         RunError, match=r"num_classes = 2, but .* has 3 classes|labels are not in 0 … 1: .*train.* has 2"
     ):

@@ -15,6 +15,7 @@ import torch
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.optim.build import build_optimizer
+from hvd_batchgrow.optim.eager import SGD, Adam, AdamW, EagerOptimizer
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_paths
 from hvd_batchgrow.train.checkpoints.compatibility import check_fits
 from tests.helpers import small_job
@@ -143,5 +144,23 @@ def test_every_optimizer_accepts_its_own_checkpoint(optim: dict[str, Any], num_s
     for _ in range(num_steps):
         model(torch.randn(4, 1, 5, 5)).square().sum().backward()
         optimizer.step()
+    check_fits(checkpoint_of(model, optimizer), model, build_optimizer(model, job.optim), tmp_path)
+
+
+def checkpoint_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Checkpoint:
     saved = replace(make(), model=model.state_dict(), optimizer=optimizer.state_dict(), average={}, growth={})
-    check_fits(Checkpoint.from_bytes(saved.to_bytes()), model, build_optimizer(model, job.optim), tmp_path)
+    return Checkpoint.from_bytes(saved.to_bytes())
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam, AdamW])
+def test_a_run_with_a_parameter_that_no_loss_reaches_resumes_twice(kind: type[EagerOptimizer], tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 2))
+    options: dict[str, Any] = {"lr": 0.1, "fused": True} | ({"momentum": 0.9} if kind is SGD else {})
+    optimizer = kind(model.parameters(), **options)
+    for _ in range(2):
+        model[0](torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+        saved, optimizer = checkpoint_of(model, optimizer), kind(model.parameters(), **options)
+        check_fits(saved, model, optimizer, tmp_path)
+        optimizer.load_state_dict(saved.optimizer)
+    assert sorted(optimizer.state_dict()["state"]) == [0, 1]

@@ -245,6 +245,11 @@ def test_what_is_used_on_purpose_has_no_note(section: str, values: dict[str, Any
             {"name": "adamw", "lr": 0.01, "weight_decay": 500.0},
             "optim.weight_decay: 500 × .* = 5: .*; use < 100",
         ),
+        (
+            "optim",
+            {"momentum": 0.0, "nesterov": True},
+            "optim.momentum: 0, and optim.nesterov = true needs momentum; use 0.9, or remove optim.nesterov$",
+        ),
         # -16 / ln 0.999 = 15991.998…
         (
             "update",

@@ -26,6 +26,7 @@ from hvd_batchgrow.library import (
     save_checkpoint,
     split_batches,
 )
+from hvd_batchgrow.messages.errors import JobError
 
 ROOT = Path(__file__).parents[2]
 NUM_SAMPLES, SEED = 100, 3
@@ -139,6 +140,20 @@ def test_the_sampler_drives_a_loader_with_workers_that_read_ahead() -> None:
     assert update.samples == 48
 
 
+def test_by_update_yields_the_updates_of_its_iteration_though_workers_read_to_its_end() -> None:
+    sampler = PlanBatchSampler(small_plan(), SEED)
+    dataset = TensorDataset(torch.arange(NUM_SAMPLES))
+    loader = DataLoader(dataset, batch_sampler=sampler, num_workers=2, prefetch_factor=4)
+    stream, starts = Stream(NUM_SAMPLES, SEED), []
+    while sampler.samples < STARTS[-1]:
+        for update, batches in sampler.by_update(loader):
+            starts.append(update.samples)
+            ids = torch.cat([ids for (ids,) in batches]).tolist()
+            wanted = stream.ids(update.samples, update.samples + update.phase.global_batch)
+            assert sorted(ids) == sorted(wanted.tolist())
+    assert starts == STARTS[:-1]
+
+
 def test_by_update_reports_micro_batches_that_were_not_taken_or_are_missing() -> None:
     sampler = PlanBatchSampler(small_plan(), SEED, start_samples=112)
     with pytest.raises(ValueError, match="1 of the 2 micro-batches of the update at sample 112"):
@@ -188,10 +203,73 @@ def test_the_scheduler_follows_warm_up_batch_limit_and_momentum_with_each_groups
         scheduler.step()
 
 
+def test_the_ratios_of_groups_survive_a_state_saved_before_the_first_step_of_a_warm_up_from_0() -> None:
+    plan = small_plan(schedule={"warmup_epochs": 1})
+
+    def optimizer() -> torch.optim.SGD:
+        first, second = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+        groups: list[dict[str, Any]] = [{"params": [first]}, {"params": [second], "lr": 0.3}]
+        return torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+
+    saved, loaded = optimizer(), optimizer()
+    PlanLR(saved, plan)
+    assert [group["lr"] for group in saved.param_groups] == [0, 0]
+    loaded.load_state_dict(saved.state_dict())
+    scheduler = PlanLR(loaded, plan)
+    loaded.step()
+    scheduler.step()  # 16 of the 100 samples of the warm-up
+    assert [group["lr"] for group in loaded.param_groups] == pytest.approx([0.1 * 16 / 100, 0.3 * 16 / 100])
+    for group in saved.param_groups:
+        del group["initial_lr"]
+    with pytest.raises(
+        ValueError, match=r"first parameter group has lr 0, others \[0.0\]: .*load its state afterwards"
+    ):
+        PlanLR(saved, plan)
+
+
 def test_the_scheduler_of_adam_sets_beta_1_only() -> None:
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], betas=(0.8, 0.95), eps=1e-6)
     PlanLR(optimizer, small_plan(momentum=0.7))
     assert (optimizer.param_groups[0]["betas"], optimizer.param_groups[0]["eps"]) == ((0.7, 0.95), 1e-6)
+
+
+ADAMW = {"name": "adamw", "betas": [0.9, 0.95], "eps": 1e-6}
+
+
+def adamw(plan: Plan, samples: int) -> dict[str, Any]:
+    """The parameter group of AdamW with the values of the update at a sample counter."""
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.2)
+    PlanLR(optimizer, plan, PlanBatchSampler(plan, SEED, start_samples=samples))
+    return optimizer.param_groups[0]
+
+
+def test_a_plan_for_adam_may_have_its_rule() -> None:
+    group = adamw(small_plan(momentum=None, schedule={"lr_rule": "adam"}, optim=ADAMW), 112)  # B has doubled: κ = 2
+    assert group["betas"] == pytest.approx((0.9**2, 0.95**2))
+    assert (group["lr"], group["eps"]) == pytest.approx((0.1 * 2**0.5, 1e-6 / 2**0.5))
+    assert group["weight_decay"] == 0.2
+
+
+def test_a_plan_for_adam_may_be_seesaw() -> None:
+    plan = small_plan(momentum=None, schedule={"policy": "seesaw"}, optim=ADAMW)
+    assert plan.schedule.at(112).global_batch == 32  # B × f, ε ÷ √f with f = 2
+    assert adamw(plan, 112)["lr"] == pytest.approx(0.1 / 2**0.5)
+    assert adamw(plan, 112)["betas"] == (0.9, 0.95)
+
+
+def test_the_weight_decay_per_epoch_of_a_plan_may_be_constant() -> None:
+    optim = ADAMW | {"weight_decay": 0.2, "weight_decay_rule": "per_epoch"}
+    plan = small_plan(momentum=None, optim=optim)
+    # λ ε / B stays, and B grows from 16 to 32 and 64.
+    assert [adamw(plan, samples)["weight_decay"] for samples in (0, 112, 208)] == pytest.approx([0.2, 0.4, 0.8])
+
+
+def test_a_plan_has_either_a_momentum_or_betas() -> None:
+    with pytest.raises(ValueError, match="give momentum, or betas of Adam in optim"):
+        small_plan(momentum=None)
+    with pytest.raises(JobError, match=r"optim\.momentum: unknown key of 'adamw'; it belongs to sgd, lars"):
+        small_plan(optim=ADAMW)
 
 
 def test_a_tensor_learning_rate_stays_the_same_tensor() -> None:

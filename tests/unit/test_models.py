@@ -16,7 +16,8 @@ from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.messages.errors import JobError
-from hvd_batchgrow.nn.build import build_model, check_model
+from hvd_batchgrow.nn.build import build_model
+from hvd_batchgrow.nn.checks.model_keys import check_network
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
 from hvd_batchgrow.optim.build import build_optimizer
 from hvd_batchgrow.schedule.phases import Phase
@@ -262,13 +263,13 @@ def test_an_unknown_name_is_refused_with_the_nearest(name: str, message: str) ->
 )
 def test_a_key_that_a_network_does_not_use_is_refused(name: str, model: dict[str, Any], faults: list[str]) -> None:
     with pytest.raises(JobError) as caught:
-        check_model(job_of(name, **model))
+        job_of(name, **model)
     assert [str(fault)[: len(text)] for fault, text in zip(caught.value.faults, faults, strict=True)] == faults
 
 
 @each_network
 def test_valid_names_pass(name: str) -> None:
-    check_model(job_of(name))
+    assert check_network(job_of(name).model) == []
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import nn
 from hvd_batchgrow.nn.networks import small_conv_net
 from hvd_batchgrow.optim.build import build_optimizer, set_hyperparameters
 from hvd_batchgrow.schedule.phases import Phase
+from hvd_batchgrow.schedule.plan import compile_plan
+from hvd_batchgrow.schedule.twin import decay_twin
 from tests.helpers import small_job
 
 PHASE = Phase(0.0, 0.1, 0.9, 16, 16, start_samples=0, num_updates=10)
@@ -50,6 +53,26 @@ def test_neither_rate_nor_batch_corrects_the_momentum_of_torchs_sgd() -> None:
         velocity = 0.9 * velocity + 1.0
         moved += lr * velocity
     torch.testing.assert_close(weight.detach(), before - moved)
+
+
+@pytest.mark.parametrize(
+    "schedule", [{"raise_momentum_to": 0.9, "max_batch": 10_000}, {"momenta": [0.0, 0.9, 0.9, 0.9]}], ids=str
+)
+def test_nesterov_begins_where_the_schedule_raises_the_momentum_from_0(schedule: dict[str, Any]) -> None:
+    optim = {"momentum": 0.0, "nesterov": True, "weight_decay": 0.0}
+    plan = compile_plan(small_job(optim=optim, schedule={"max_batch": 10_000, **schedule}), 1, 30_000)
+    phase = plan.schedule.phases[-1]
+    assert phase.momentum == 0.9
+    model, optimizer = make(**optim)
+    reference = copy.deepcopy(model)
+    torchs = torch.optim.SGD(reference.parameters(), lr=0.2, momentum=0.9, nesterov=True)
+    for _ in range(3):
+        set_hyperparameters(optimizer, replace(phase, lr=0.2))
+        step(model, optimizer)
+        step(reference, torchs)
+    torch.testing.assert_close(model.state_dict(), reference.state_dict(), rtol=0, atol=0)
+    twin = decay_twin(plan.job, 30_000)
+    assert compile_plan(twin, 1, 30_000).schedule.phases[0].momentum == 0
 
 
 @pytest.mark.parametrize(("rescale", "level"), [(False, 1.9), (True, 1.9 * 0.1 / 0.05)])

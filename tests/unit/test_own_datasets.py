@@ -295,6 +295,13 @@ def test_a_list_of_two_datasets_and_a_list_of_samples_are_distinguished() -> Non
     assert (len(source.train), len(source.test)) == (30, 10)
 
 
+@pytest.mark.parametrize("function", ["three_sets", "returned"])
+def test_a_test_fraction_beside_a_test_set_is_an_error(function: str) -> None:
+    message = rf"data.test_fraction: 0.25, but data.source = '.*:{function}' returned its own test set; remove the key"
+    with pytest.raises(JobError, match=message):
+        loaded(function, label="list", test_fraction=0.25)
+
+
 def test_the_number_of_classes_is_the_jobs_or_the_datasets() -> None:
     assert loaded("pictures").num_classes == 3
     assert loaded("pictures").schema["classes"] == ["cat", "dog", "owl"]

@@ -22,7 +22,7 @@ from hvd_batchgrow import torchvision_shim
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.messages.errors import JobError
-from hvd_batchgrow.nn.build import build_model, check_model, forward_state
+from hvd_batchgrow.nn.build import build_model, forward_state
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
 from hvd_batchgrow.torchvision_shim import import_torchvision
 from tests.helpers import job_tree
@@ -102,9 +102,7 @@ def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
 
 
 def job_of(name: str, seed: int = 7, **model: Any) -> Job:
-    job = parse_job({**job_tree(), "seed": seed, "model": {"name": name, "ghost_batch": GROUP, **model}})
-    check_model(job)
-    return job
+    return parse_job({**job_tree(), "seed": seed, "model": {"name": name, "ghost_batch": GROUP, **model}})
 
 
 def build(name: str, seed: int = 7, **model: Any) -> Any:

@@ -22,6 +22,7 @@ from tests.helpers import job_tree, small_job
 
 PHASE = Phase(0.0, 0.1, 0.9, 16, 16, start_samples=0, num_updates=10)
 BACKBONE = {"match": "backbone.*", "lr_scale": 0.25, "weight_decay": 0.5}
+HEAD = {"match": "head", "lr_scale": 1.0, "weight_decay": 0.25}
 
 
 class Net(nn.Module):
@@ -103,7 +104,7 @@ def by_the_formula_of_lars(rates: list[float]) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("groups", [[BACKBONE], [BACKBONE, {"match": "head"}], [{"match": "head"}, BACKBONE]], ids=str)
+@pytest.mark.parametrize("groups", [[BACKBONE], [BACKBONE, HEAD], [HEAD, BACKBONE]], ids=str)
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "lars"])
 def test_weights_are_those_of_a_plain_loop_whichever_group_is_first(name: str, groups: list[dict[str, Any]]) -> None:
     rates = [0.01, 0.04, 0.02]
@@ -135,7 +136,12 @@ def names(model: nn.Module, groups: list[dict[str, Any]], **optim: Any) -> list[
 
 
 def test_a_pattern_matches_parameters_or_modules_and_the_first_that_matches_applies() -> None:
-    groups = [{"match": "*.bias"}, {"match": "backbone"}, {"match": "head.w??ght"}]
+    # The first entry changes nothing, but exempts the biases of the backbone from the second.
+    groups: list[dict[str, Any]] = [
+        {"match": "*.bias"},
+        {"match": "backbone", "lr_scale": 2.0},
+        {"match": "head.w??ght", "weight_decay": 0.0},
+    ]
     assert names(Net(), groups) == [
         {"backbone.0.bias", "backbone.1.bias", "backbone.2.bias", "head.bias"},
         {"backbone.0.weight", "backbone.1.weight", "backbone.2.weight"},
@@ -149,7 +155,7 @@ def test_a_pattern_matches_parameters_or_modules_and_the_first_that_matches_appl
 def test_a_tied_parameter_has_all_its_names() -> None:
     net = Net()
     net.head.weight = net.backbone[2].weight  # type: ignore[assignment]
-    assert names(net, [{"match": "head.weight"}])[0] == {"backbone.2.weight"}
+    assert names(net, [{"match": "head.weight", "lr_scale": 2.0}])[0] == {"backbone.2.weight"}
 
 
 def test_weight_decay_of_norms_and_biases_follows_the_job_unless_the_group_says_otherwise() -> None:
@@ -168,6 +174,11 @@ def test_weight_decay_of_norms_and_biases_follows_the_job_unless_the_group_says_
             [{"match": "*"}, {"match": "head.*"}],
             "optim.groups.1.match: 'head.*' matches only parameters that earlier p",
         ),
+        (
+            [{"match": "head"}, BACKBONE],
+            "optim.groups.0: 'head' has no effect: set lr_scale, weight_decay or decay_norm_and_bias, or remove it",
+        ),
+        ([{"match": "head", "lr_scale": 1.0}], "optim.groups.0: 'head' has no effect"),
         ([{"match": "frozen"}], "'frozen' matches only frozen parameters, which are not trained"),
     ],
 )
@@ -261,12 +272,14 @@ def test_a_run_shows_its_groups_and_is_resumed_with_the_same_ones_only(
 
 
 def test_a_plan_shows_the_rules(job: str, capsys: pytest.CaptureFixture[str]) -> None:
-    groups = '[{match = "features.*", lr_scale = 0.5}, {match = "*.bias", weight_decay = 0.25}]'
+    groups = (
+        '[{match = "features.*", lr_scale = 0.5}, {match = "*.bias", weight_decay = 0.25, decay_norm_and_bias = true}]'
+    )
     assert main(["plan", job, "--optim.groups", groups, "--optim.layer-decay", "0.75"]) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines() if "optim." in line]
     assert lines == 2 * [  # of the job and of its twin
         "optim.groups: features.*: lr × 0.5",
-        "optim.groups: *.bias: lr × 1, weight decay 0.25",
+        "optim.groups: *.bias: lr × 1, weight decay 0.25, norms and biases decay too",
         "optim.layer_decay: lr × 0.75 from each layer to the one below it",
     ]
 

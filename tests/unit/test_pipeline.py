@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.dataset import ArrayDataset, BadSample, Dataset, DatasetPair, raise_bad
 from hvd_batchgrow.data.images import encoded_dataset
@@ -27,7 +28,8 @@ from hvd_batchgrow.data.pipeline.reader import GhostBatches, Reader, batches, ch
 from hvd_batchgrow.data.pipeline.sampler import EvalSampler, TrainSampler
 from hvd_batchgrow.data.pipeline.torch_pipeline import Normalize, cut_and_mirror, torch_inputs
 from hvd_batchgrow.messages.errors import JobError, RunError
-from tests.helpers import SIDE, encoded_samples, small_source
+from hvd_batchgrow.train.parts import TrainingParts
+from tests.helpers import SIDE, encoded_samples, small_job, small_source
 
 FINISH = Normalize((0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
 PIPELINES = ["torch", "dali"]
@@ -417,6 +419,22 @@ def test_bad_test_samples_are_skipped(tmp_path: Path, name: str) -> None:
     found = [k for batch in reader.testing([range(10), range(10, 25)]) for k in batch.ids.tolist()]
     assert found == [k for k in range(25) if k != 6]
     assert [bad.sample_id for bad in reported] == [6]
+
+
+def test_a_bad_sample_is_reported_once_as_replaced_in_training_and_once_as_skipped_in_evaluations(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    samples = encoded_samples(tmp_path, 24)
+    data = {"source": "image_folder", "num_samples": 24, "image_size": CROP, "crop_padding": 0}
+    job = small_job(data={**data, "on_bad_sample": "replace"}, model={"ghost_batch": 8})
+    source = DatasetPair(samples, samples, 7, FINISH.mean, FINISH.std)
+    parts = TrainingParts(job, source, SingleRank(), torch.device("cpu"))
+    (tmp_path / "6.jpg").unlink()
+    for _ in range(2):  # each evaluation, and training after a change of ranks, begins with new samplers
+        assert sum(len(batch.ids) for batch in parts.reader.testing([range(24)])) == 23
+        assert all(6 not in batch.ids for batch in parts.ghost_batches(0, SingleRank()).take(3))
+    place = f"rank 0: sample 6 ({tmp_path}/6.jpg): cannot be read: No such file or directory; "
+    assert capfd.readouterr().err.splitlines() == [f"{place}skipped", f"{place}the next sample replaces it"]
 
 
 @pytest.mark.usefixtures("short_head")

@@ -139,6 +139,12 @@ def test_a_function_in_the_working_directory_is_a_source(own: None) -> None:
     assert source.notes == ("1 of 2 classes never occurs in training: 1",)
 
 
+def test_a_test_fraction_beside_the_test_set_of_a_user_source_is_an_error(own: None) -> None:
+    message = "data.test_fraction: 0.2, but data.source = 'own_source:good' returned its own test set"
+    with pytest.raises(JobError, match=message):
+        load_source(section("own_source:good", num_samples=8, test_fraction=0.2), 0, no_report)
+
+
 def test_rows_of_a_user_source_may_be_float64_and_are_standardized_so(own: None) -> None:
     data = section("own_source:wide", num_samples=8)
     reader = Reader(data, load_source(data, 0, no_report), torch.device("cpu"), 1, raise_bad, 8)
@@ -159,7 +165,7 @@ def test_rows_of_a_user_source_may_be_float64_and_are_standardized_so(own: None)
         ("own_source:broken", RunError, r"'own_source:broken' failed: KeyError: 'key' \(.*own_source.py, line 20\)"),
         ("own_source:describe", RunError, r"^the disk is full$"),
         ("own_source:stripped", JobError, r"train lacks kind\n.*train lacks shape"),
-        ("own_source:beyond", RunError, r"data.source, train: 6 of 8 labels are not in 0 … 1: sample 2 has 2"),
+        ("own_source:beyond", RunError, r"6 of 8 labels are not in 0 … 1: data.source, train, sample 2 has 2"),
     ],
 )
 def test_faults_of_a_user_source_are_reported(own: None, function: str, error: type[Exception], message: str) -> None:

@@ -191,6 +191,28 @@ def test_keys_that_contradict_the_data_are_faults(num_outputs: int, keys: dict[s
         load_task(TaskSection(**keys), num_outputs, {})
 
 
+@pytest.mark.parametrize(
+    ("mean", "std", "fault"),
+    [
+        ([1.0], [1.0, 1.0], r"schema\[\"target_mean\"\] of the source must be 2 finite numbers .* is \[1.0\]"),
+        (1.0, [1.0, 1.0], r"target_mean.* is 1.0"),
+        ([[1.0, 2.0]], [1.0, 1.0], "target_mean.* must be 2 finite numbers"),
+        ([1.0, float("nan")], [1.0, 1.0], "target_mean.* must be 2 finite numbers"),
+        (["a", "b"], [1.0, 1.0], "target_mean.* must be 2 finite numbers"),
+        ([1.0, 2.0], [1.0, float("inf")], "target_std.* must be 2 finite numbers"),
+        ([1.0, 2.0], None, "target_std.* must be 2 finite numbers"),
+        ([1.0, 2.0], [1.0, 0.0], r"target_std.* must be above 0, is \[1.0, 0.0\]; use 1 for a target that is constant"),
+        ([1.0, 2.0], [1.0, -1.0], "target_std.* must be above 0"),
+        ([1.0, 2.0], [1.0, 1e-60], "target_std.* must be above 0"),  # 0 in float32
+    ],
+)
+def test_targets_are_standardized_only_by_one_finite_mean_and_positive_std_each(
+    mean: Any, std: Any, fault: str
+) -> None:
+    with pytest.raises(JobError, match=f"task.standardize: .*{fault}"):
+        task("regression", 2, {"target_mean": mean, "target_std": std}, standardize=True)
+
+
 def test_labels_of_a_multi_label_task_are_0_or_1() -> None:
     check = task("multi_label", 2).check_targets
     check(torch.tensor([[0.0, 1.0], [1.0, 1.0]]).numpy())

@@ -187,6 +187,9 @@ def spoilt(root: Path, name: str, content: bytes) -> None:
         (lambda root: write(root, text(20), test=np.array([1, 999] * 9)), {}, "test.bin: 9 of 18 tokens are not in"),
         (lambda root: write(root, text(40)), {"token_dtype": "uint32"},
          "if the file holds uint16, set data.token_dtype = 'uint16'"),
+        (lambda root: write(root, np.full(40, 98), "uint8"), {"num_classes": 256},
+         "token 4 is 25186; if the file holds uint8, set data.token_dtype = 'uint8'; if not, set data.num_classes to "
+         "the size of the vocabulary, at least 25187"),
         (lambda root: write(root, text(40), "uint32"), {},
          "train.bin: every second uint16 is 0, as in a file of uint32; set data.token_dtype = 'uint32'"),
         (lambda root: None, {"num_samples": 7}, "data.num_samples = 7, but 5 training samples were found"),

@@ -6,13 +6,16 @@ import copy
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.nn.dropout import KeyedDropout
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm1d
+from hvd_batchgrow.nn.keyed_random import sample_keys
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.tasks.task import Losses
 from hvd_batchgrow.train.update.engine import UpdateEngine, UpdateResult
@@ -140,6 +143,16 @@ def test_gradients_that_were_put_away_are_put_back() -> None:
         serve(away, passes())
         serve(clean, passes())
     golden.assert_same_weights(away.model, clean.model)
+
+
+def test_after_an_update_dropout_draws_from_torchs_generator() -> None:
+    """The keys of the last micro-batch would repeat its mask, and do not fit another number of samples."""
+    model = nn.Sequential(nn.Linear(5, 3), KeyedDropout(0.5))
+    keyed = [replace(part, keys=sample_keys(1, np.zeros(8, np.int64), np.arange(8))) for part in passes()]
+    serve(engine_of(model), keyed)
+    first, second = model(torch.ones(8, 5)), model(torch.ones(8, 5))
+    assert not torch.equal(first == 0, second == 0)
+    assert model(torch.ones(3, 5)).shape == (3, 3)
 
 
 def test_parameter_groups_keep_the_ratio_of_their_learning_rates() -> None:

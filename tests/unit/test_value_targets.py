@@ -118,7 +118,11 @@ def test_a_missing_or_invalid_target_of_a_table_is_named(tmp_path: Path) -> None
     write_csv(tmp_path, "x,y\n1,2.5\n2,\n3,4\n")
     assert load(tmp_path, "csv", missing="drop_row").train.targets[np.arange(2)].tolist() == [[2.5], [4]]
     write_csv(tmp_path, "x,y\n1,2.5\n2,1e300\n3,4\n")
-    with pytest.raises(RunError, match="as float32: targets of 1 of 3 samples are not finite"):
+    with pytest.raises(RunError, match="training rows, as float32: targets of 1 of 3 samples are not finite"):
+        load(tmp_path, "csv")
+    (tmp_path / "train.csv").write_text("x,y\n1,2.5\n2,3\n3,4\n")
+    (tmp_path / "test.csv").write_text("x,y\n1,2.5\n2,1e39\n")
+    with pytest.raises(RunError, match=r"test rows, as float32: targets of 1 of 2 .* finite: sample 1 has \[inf\]"):
         load(tmp_path, "csv")
 
 

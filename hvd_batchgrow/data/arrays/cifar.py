@@ -119,7 +119,7 @@ def _find(root: Path, version: Version) -> Path:
         return root / version.archive
     url = f"{_URL}/{version.archive}"
     pickled = [root / name for name in version.pickles if (root / name).exists()]
-    if root.name in version.pickles or (root / version.train_files[0].removesuffix(".bin")).exists():
+    if root.name in version.pickles or (root / version.train_files[0].removesuffix(".bin")).is_file():
         pickled = [root]
     if pickled:
         fault = "contains pickles, which can run any code when opened and are not read"

@@ -65,12 +65,20 @@ def count_classes(labels: Labels, num_classes: int | None, where: Where) -> tupl
     return first, num_classes
 
 
-def check_range(labels: Labels, first: int, num_classes: int, where: Where, what: str) -> None:
-    """Raise RunError, with the location of the first five, if labels are not in first … first + C - 1."""
+def check_range(labels: Labels, first: int, num_classes: int, where: Where, what: str = "") -> None:
+    """Raise RunError, with the location of the first five, if labels are not in first … first + C - 1.
+
+    Args:
+        labels: (n,).
+        first: 0 or 1.
+        num_classes: C.
+        where: returns the location of a label.
+        what: "training" or "test", for the message; empty: the location says so.
+    """
     last = first + num_classes - 1
     wrong = (labels < first) | (labels > last)
     if wrong.any():
-        _refuse(labels, wrong, f"not in {first} … {last}", where, f" {what}")
+        _refuse(labels, wrong, f"not in {first} … {last}", where, what and f" {what}")
 
 
 def _refuse(labels: Labels, wrong: NDArray[np.bool_], fault: str, where: Where, what: str = "") -> None:

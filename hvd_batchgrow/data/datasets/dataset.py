@@ -146,11 +146,3 @@ class DatasetPair:
     the job has no validation set."""
     close: Callable[[], None] = _do_nothing
     """Ends the processes that read ahead. Reading afterwards is an error."""
-
-
-def check_labels(labels: NDArray[np.int64], num_classes: int, place: str) -> None:
-    """Raise RunError, with the first samples at fault and their number, unless labels are 0 … num_classes - 1."""
-    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
-    if len(wrong):
-        shown = ", ".join(f"sample {k} has {labels[k]}" for k in wrong[:5])
-        raise RunError(f"{place}: {len(wrong)} of {len(labels)} labels are not in 0 … {num_classes - 1}: {shown}")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from hvd_batchgrow.config.task_specs import IGNORED_TOKEN, TargetKind
-from hvd_batchgrow.data.datasets.dataset import Dataset, check_labels
+from hvd_batchgrow.data.datasets.class_labels import check_range
+from hvd_batchgrow.data.datasets.dataset import Dataset
 from hvd_batchgrow.data.datasets.subset import whole_of
 from hvd_batchgrow.messages.errors import RunError
 
@@ -63,7 +65,7 @@ def check_target_values(samples: Dataset, num_classes: int, target: TargetKind |
     """
     targets = first_targets(samples)
     if target == "class":
-        check_labels(targets, num_classes, place)
+        check_range(targets, 0, num_classes, partial("{}, sample {}".format, place))
     if target == "tokens":
         _check_tokens(targets, num_classes, place)
     if target == "values":

@@ -33,7 +33,7 @@ from hvd_batchgrow.data.datasets.subset import origin
 from hvd_batchgrow.data.images.decode_rgb import UNDECODABLE, fault_text, open_image, oriented, stored_rgb
 from hvd_batchgrow.data.images.image_header import inspect_image
 from hvd_batchgrow.data.images.image_index import text_at
-from hvd_batchgrow.messages.errors import Fault, JobError, RunError
+from hvd_batchgrow.messages.errors import RunError
 
 Bytes = NDArray[np.uint8]
 HEAD_BYTES = 1 << 14
@@ -182,7 +182,6 @@ def encoded_source(
 
     Raises:
         RunError: bad images that the job does not replace, or labels beyond the classes.
-        JobError: mean or std does not have 3 values.
     """
     for samples in (train, test):
         report_bad(samples, data.on_bad_sample)
@@ -191,15 +190,7 @@ def encoded_source(
     if first:
         train, test = (samples.labelled(samples.targets - first) for samples in (train, test))
     notes = notes_on_classes(train.targets, test.targets, num_classes)
-    mean = _channels("data.mean", data.mean, IMAGENET_MEAN)
-    std = _channels("data.std", data.std, IMAGENET_DEVIATION)
-    return DatasetPair(train, test, num_classes, mean, std, notes, {"first_label": first})
-
-
-def _channels(key: str, values: tuple[float, ...] | None, default: tuple[float, ...]) -> tuple[float, ...]:
-    if values is not None and len(values) != len(default):
-        raise JobError([Fault(key, f"has {len(values)} values; encoded images are converted to RGB: 3")])
-    return values or default
+    return DatasetPair(train, test, num_classes, IMAGENET_MEAN, IMAGENET_DEVIATION, notes, {"first_label": first})
 
 
 def report_bad(samples: EncodedDataset, on_bad_sample: str) -> None:

@@ -88,8 +88,9 @@ class Reader:
         source: the samples.
         device: of the batches.
         num_threads: of this rank, including the calling thread.
-        on_bad_sample: called before a bad sample is replaced (training) or skipped (testing).
+        on_bad_sample: called before a bad sample is replaced in training.
         max_samples: the most samples of a batch.
+        on_skipped_sample: called before a bad sample is skipped in testing; None: `on_bad_sample`.
     """
 
     data: DataSection
@@ -98,6 +99,7 @@ class Reader:
     num_threads: int
     on_bad_sample: OnBad
     max_samples: int
+    on_skipped_sample: OnBad | None = None
 
     def training(
         self,
@@ -140,7 +142,8 @@ class Reader:
             samples: the set; None: the test set.
         """
         samples = self.source.test if samples is None else samples
-        sampler = EvalSampler(samples, testing_augment(self.data, samples), chunks, self.on_bad_sample)
+        on_bad_sample = self.on_skipped_sample or self.on_bad_sample
+        sampler = EvalSampler(samples, testing_augment(self.data, samples), chunks, on_bad_sample)
         return self._batches(sampler, 0, 1, 1)
 
     def _batches(self, sampler: Sampler, first_group: int, stride: int, pipeline: int) -> Iterator[GhostBatches]:

@@ -41,7 +41,7 @@ def load_samples(returned: Any, data: DataSection, seed: int, target: TargetKind
 
     Raises:
         JobError: the object is something else, the task needs other targets, the number of classes is unknown, or a
-            test set is missing.
+            test set is missing or would be ignored.
         RunError: a sample cannot be drawn, or is not reproducible.
     """
     sets = _sets_of(returned, data)
@@ -86,9 +86,19 @@ def _sets_of(returned: Any, data: DataSection) -> dict[str, Any]:
     if not faults and len(found) == 1 and not data.test_fraction:
         fault = f"{data.source} returned one Dataset, and no test set; return (train, test), or set data.test_fraction"
         faults.append(Fault("data.source", f"{fault}, such as 0.1, which holds out a part of it"))
+    if len(found) > 1:
+        faults += own_test_faults(data)
     if faults:
         raise JobError(faults)
     return dict(zip(_NAMES[len(found)], found, strict=True))
+
+
+def own_test_faults(data: DataSection) -> list[Fault]:
+    """Return a fault if the job holds out test samples of a source that returned its own test set."""
+    if not data.test_fraction:
+        return []
+    fault = f"{data.test_fraction:g}, but data.source = {data.source!r} returned its own test set"
+    return [Fault("data.test_fraction", f"{fault}; remove the key, or return one torch Dataset, which it divides")]
 
 
 def _may_be_dataset(value: Any) -> bool:

@@ -36,13 +36,14 @@ class SampleDataset:
 
     kind: Kind = "samples"
     sizes: NDArray[np.int32] = NO_SIZES
+    targets: Any = None
+    """They are known only when the samples are drawn; see `read` and `example`."""
 
     def __init__(
         self, samples: KeyedSamples, part: str, pool: WorkerPool | None, num_classes: int, *, has_tokens: bool = False
     ) -> None:
         self._samples, self._part, self._pool, self._num_classes = samples, part, pool, num_classes
         self._has_tokens = has_tokens
-        self.targets = _DrawnTargets(self)
 
     def __len__(self) -> int:
         return len(self._samples.sets[self._part])
@@ -101,13 +102,3 @@ class SampleDataset:
             shown = f"{self.locate(int(ids[place[0]]))} has the target {int(targets[place])}"
             rest = f", or {IGNORED_TOKEN} where a token does not count" if self._has_tokens else ""
             raise RunError(f"{shown}; targets must be in 0 … {self._num_classes - 1} (data.num_classes){rest}")
-
-
-class _DrawnTargets:
-    """The targets of a set, which are known only when the samples are drawn."""
-
-    def __init__(self, samples: SampleDataset) -> None:
-        self._samples = samples
-
-    def __getitem__(self, ids: Ids, /) -> Any:
-        return self._samples._draw(ids).targets.numpy()

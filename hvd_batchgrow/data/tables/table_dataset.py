@@ -66,7 +66,8 @@ def table_source(table: Table, data: DataSection, seed: int, report: ReportProgr
     notes = [*map(str, table.arrays.get("notes", ()))]
     schema = _schema(table, fit, train.encoding, classes, first)
     if names:
-        check_numbers(train.targets, f"{table.name}, as float32")
+        for part, targets in (("training", train.targets), ("test", test.targets)):
+            check_numbers(targets, f"{table.name}, {part} rows, as float32")
         schema |= value_schema(train.targets, names)
     else:
         notes += notes_on_classes(train.targets, test.targets, num_classes, classes)

@@ -79,9 +79,11 @@ def _range_fault(tokens: NDArray[Any], path: Path, vocabulary: int, high: int, t
         shown += [f"token {start + k} is {chunk[k]}" for k in wrong[: 5 - len(shown)].tolist()]
         start += len(chunk)
     fault = f"{path}: {count} of {len(tokens)} tokens are not in 0 … {vocabulary - 1}: {', '.join(shown)}"
-    if high >= 1 << 16 and token_dtype == _WIDER["uint16"]:
-        return f"{fault}; if the file holds uint16, set data.token_dtype = 'uint16'"
-    return f"{fault}; set data.num_classes to the size of the vocabulary, at least {high + 1}"
+    narrower = "uint16" if high >= 1 << 16 and token_dtype == _WIDER["uint16"] else ""
+    if vocabulary <= 1 << 8 and token_dtype in _WIDER.values():
+        narrower = "uint8"
+    hint = f"if the file holds {narrower}, set data.token_dtype = {narrower!r}; if not, " if narrower else ""
+    return f"{fault}; {hint}set data.num_classes to the size of the vocabulary, at least {high + 1}"
 
 
 def _note(windows: TokenWindows) -> str | None:

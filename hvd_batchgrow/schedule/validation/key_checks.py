@@ -103,6 +103,9 @@ def _useless_values(job: Job) -> Iterator[Fault]:
         fault = f"{product}: each update would remove this fraction of every weight"
         remedy = f"use < {1 / lr:g}, or a learning rate < {1 / optim.weight_decay:g}"
         yield Fault("optim.weight_decay", f"{fault}; {remedy}")
+    raised = job.schedule.raise_momentum_to or 0.0, *(getattr(job.schedule, "momenta", None) or ())
+    if getattr(optim, "nesterov", False) and not max(optim.momentum, *raised):
+        yield Fault("optim.momentum", "0, and optim.nesterov = true needs momentum; use 0.9, or remove optim.nesterov")
     if update.ema_samples is not None and update.ema_samples < 1:
         decay, batch = update.ema_samples, job.schedule.first_batch
         memory = -batch / math.log(decay)

@@ -9,7 +9,6 @@ from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.source_checks import known_num_samples
 from hvd_batchgrow.messages.errors import Fault, JobError, faults_of
-from hvd_batchgrow.nn.build import check_model
 from hvd_batchgrow.schedule.adaptive.decisions import check_replay
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.policy import compile_stages
@@ -51,12 +50,10 @@ def plan_for_ranks(
         plan = compile_plan(_for_any_ranks(job), ranks.size, num_samples) if ranks.elastic else shown
     if phases is not None:
         check_width(plan, phases, ranks.size)
-        check_model(job)
         return plan, shown
     if plan.peak_ranks > ranks.size:
         fault = f"a phase is planned for {plan.peak_ranks} ranks, but {ranks.size} are launched"
         raise JobError([Fault("layout.ranks_per_phase", f"{fault}; launch {plan.peak_ranks}")], job.name)
-    check_model(job)
     try:
         check_wire_type(wire_type_of(job.update), ranks, exact=False)
     except ValueError as error:

@@ -82,8 +82,8 @@ class UpdateEngine:
         at: called with the name of each stage that this rank enters, for the watchdog.
 
     Raises:
-        ValueError: the first parameter group has learning rate 0 and others do not, or a parameter cannot be trained
-            (see `parameter_faults`).
+        ValueError: the first of several parameter groups has learning rate 0, or a parameter cannot be trained (see
+            `parameter_faults`).
     """
 
     def __init__(
@@ -236,6 +236,7 @@ class UpdateEngine:
             self.optimizer.step()
             self._commit(statistics, num_groups)
         self.changing.end(skipped=skipped)
+        set_sample_keys(self.keyed_modules, None)
         self._magnitudes = self.buckets.magnitudes
         self.stopwatch.enter(None)
         return UpdateResult(
