@@ -57,7 +57,8 @@ def test_grow_chain_asks_about_all_links_and_submits_each_after_the_last(tmp_pat
     assert done.stdout == "chain job 1:1-1: job 1\nchain job 2:2-3: job 2\n"
 
     def expected(nodes: int, phases: str, *options: str) -> list[str]:
-        mine = [f"--nodes={nodes}", "--ntasks-per-node=4", str(SLURM / "train.sbatch"), NASTY, "--resume", "auto"]
+        ranks = ["--ntasks-per-node=4", f"--ntasks={4 * nodes}"]
+        mine = [f"--nodes={nodes}", *ranks, str(SLURM / "train.sbatch"), NASTY, "--resume", "auto"]
         return [*options, *mine, "--phases", phases, "--name", "a b", "--layout.ranks_per_phase", "[1,2]"]
 
     assert calls(tmp_path) == [
