@@ -35,7 +35,7 @@ def find_callable(name: str) -> Callable[..., Any]:
         sys.path.append(str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # the user's own code
+    except (Exception, SystemExit) as error:  # the user's own code
         missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
         searched = f"; looked for in the working directory {Path.cwd()} and on Python's path" if missing else ""
         raise NotFound(f"{name} cannot be imported: {describe_error(error)}{searched}") from error

@@ -38,9 +38,9 @@ template=${TEMPLATE:-$(dirname "${BASH_SOURCE[0]}")/train.sbatch}
 
 # Sets `command` to the command that submits a chain job:  make_command NODES:PHASES OPTIONS of sbatch
 make_command() {
-    local chain_job=$1
+    local chain_job=$1 nodes=${1%%:*}
     shift
-    command=(sbatch "$@" "--nodes=${chain_job%%:*}" "--ntasks-per-node=$ranks" "$template"
+    command=(sbatch "$@" "--nodes=$nodes" "--ntasks-per-node=$ranks" "--ntasks=$((nodes * ranks))" "$template"
         "$job" --resume auto --phases "${chain_job#*:}" "${options[@]}")
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import struct
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Dataset, DatasetPa
 from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset, read_header
 from hvd_batchgrow.data.images.image_index import Entry, make_index
 from hvd_batchgrow.job_file import parse_job
+from hvd_batchgrow.observers.console import PlainConsole
+from hvd_batchgrow.observers.console_tables import print_plan
+from hvd_batchgrow.schedule.plan import Plan
 
 NUM_TRAIN, NUM_TEST, NUM_CLASSES, SIDE = 300, 50, 3, 8
 
@@ -126,3 +130,10 @@ def encoded_samples(folder: Path, num_samples: int) -> EncodedDataset:
         (image.convert("L") if k == 3 else image).save(path, quality=90)
         entries.append(Entry(path.name, 0, path.stat().st_size, k % 7, *read_header(path.read_bytes())))
     return EncodedDataset(folder, make_index(entries))
+
+
+def plan_text(plan: Plan) -> str:
+    """The table of a plan as plain text."""
+    stream = io.StringIO()
+    print_plan(PlainConsole(stream, 120), plan)
+    return stream.getvalue()

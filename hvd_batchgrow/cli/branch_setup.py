@@ -72,7 +72,7 @@ def branch_costs(setup: BranchSetup, cost_file: Path | None) -> tuple[list[Branc
     else:
         times = recorded_times(RunFiles.read(setup.run))
         found = [times.seconds(phase_sizes(branch.plan), branch.start) for branch in setup.branches]
-        seconds = [None if left is None else left[1] for left in found]
+        seconds = [None if left is None else sum(left) for left in found]
         notes = _notes_on_records(times.num_sizes)
     rows = [
         BranchCost(

@@ -14,7 +14,7 @@ from hvd_batchgrow.messages.errors import ExitCode, RunError
 from hvd_batchgrow.slurm.branch_ledger import job_ids
 from hvd_batchgrow.slurm.branch_status import SubmittedBranches, submitted_branches
 from hvd_batchgrow.slurm.chain import table_lines, trouble_lines
-from hvd_batchgrow.slurm.ledger import Ledger, read_ledger, samples_done, write_ledger
+from hvd_batchgrow.slurm.ledger import Ledger, read_ledger, samples_done, update_ledger
 from hvd_batchgrow.slurm.scheduler import NoSlurm, Slurm
 
 
@@ -46,9 +46,8 @@ class StatusCommand:
             _print_chain(ledger, done_samples)
             raise RunError("squeue is not available: this is the ledger as submit or status last wrote it") from None
         now = ledger.with_states(known, done_samples)
-        # Do not overwrite a ledger that a `submit` has written meanwhile.
-        if now != ledger == read_ledger(self.folder):
-            write_ledger(self.folder, now)
+        if now != ledger:
+            update_ledger(self.folder, ledger, now)
         _print_chain(now, done_samples)
         return list(trouble_lines(now, self.folder))
 

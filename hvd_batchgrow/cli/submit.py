@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,8 +28,8 @@ from hvd_batchgrow.slurm.chain import (
 )
 from hvd_batchgrow.slurm.chain_jobs import make_chain_jobs, with_ranks_per_phase
 from hvd_batchgrow.slurm.ledger import DONE_BEFORE, Ledger, submitting
-from hvd_batchgrow.slurm.render import dry_commands, extra_options
-from hvd_batchgrow.slurm.scheduler import NoSlurm, Slurm
+from hvd_batchgrow.slurm.render import dry_commands, extra_options, overriding_variables
+from hvd_batchgrow.slurm.scheduler import NoSlurm, Slurm, run_command
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ class ClusterOptions(JobCommand):
     nodes_max: NumRanks | None = None
     """Largest number of nodes for a phase; with --branch, nodes of each branch (None: as the run used last)."""
     ranks_per_node: NumRanks | None = None
-    """Ranks per node: usually its number of GPUs. None: 1. With --branch, at most this number; None: as the run used
-    last."""
+    """Ranks per node: usually its number of GPUs. None: 1. With --branch: None: as the run used last; without
+    --nodes-max, at most this number."""
     dry_run: bool = False
     """Print all scripts and commands without submitting anything; with --branch, also the costs."""
     resume: Literal["never", "auto"] = "never"
@@ -78,6 +80,14 @@ class ClusterOptions(JobCommand):
         program = (sys.executable, "-m", "hvd_batchgrow.cli")
         return Site(find_template(self.template), program, self.site_options())
 
+    def overriding(self) -> list[str]:
+        """Return the variables of the environment that would override what the command line decides."""
+        return overriding_variables(self.site_options(), os.environ)
+
+    def scheduler(self) -> Slurm:
+        """Return Slurm, whose commands do not get these variables."""
+        return Slurm(partial(run_command, without=self.overriding()))
+
 
 @dataclass(frozen=True)
 class SubmitCommand(BranchOptions, ClusterOptions):
@@ -104,7 +114,7 @@ class SubmitCommand(BranchOptions, ClusterOptions):
         submission = BranchSubmission(self, setup, width, self.site())
         if self.dry_run:
             print_costs(terminal(sys.stdout), setup, self.cost)
-        for line in submission.dry_run() if self.dry_run else submission.submit(Slurm()):
+        for line in submission.dry_run(self.overriding()) if self.dry_run else submission.submit(self.scheduler()):
             print(line, flush=True)
         return ExitCode.DONE
 
@@ -143,7 +153,7 @@ class SubmitCommand(BranchOptions, ClusterOptions):
         chain_jobs = make_chain_jobs(plan, nodes_max, ranks_per_node)
         job, run = with_ranks_per_phase(plan), self.runs_dir.absolute() / plan.job.name
         scripts = make_scripts(job, chain_jobs, run, self.site())
-        scheduler = Slurm()
+        scheduler = self.scheduler()
         if plan.job.layout.grow_by == "accumulation" and len(plan.layouts) > 1:
             ranks = f"one job runs all phases on all {plan.peak_ranks} ranks"
             print(f"layout.grow_by = 'accumulation': {ranks}; 'ranks' makes one per number of ranks", file=sys.stderr)
@@ -153,7 +163,7 @@ class SubmitCommand(BranchOptions, ClusterOptions):
                 print(f"{run} is done: there is nothing to submit")
                 return ExitCode.DONE
             if self.dry_run:
-                _print_dry(ledger, scripts)
+                _print_dry(ledger, scripts, self.overriding())
                 return ExitCode.DONE
             with tidied_up_on_interrupt():
                 ledger = submit_chain(job, ledger, scripts, run, scheduler)
@@ -166,9 +176,10 @@ class SubmitCommand(BranchOptions, ClusterOptions):
         return plan_with_costs(self.load(overrides), ranks, self.cost)
 
 
-def _print_dry(ledger: Ledger, scripts: list[Script]) -> None:
+def _print_dry(ledger: Ledger, scripts: list[Script], without: list[str]) -> None:
     """Print the scripts, a comment on each chain job below them, where a terminal ends, and the commands."""
     left = [script for script, e in zip(scripts, ledger.entries, strict=True) if e.state != DONE_BEFORE]
     for script in left:
         print(f"# {one_line(script.path)}\n{script.text}")
-    print("\n".join([*(f"# {line}" for line in table_lines(ledger)), *dry_commands([script.path for script in left])]))
+    commands = dry_commands([script.path for script in left], without)
+    print("\n".join([*(f"# {line}" for line in table_lines(ledger)), *commands]))

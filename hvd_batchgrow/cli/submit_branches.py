@@ -15,9 +15,10 @@ from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.slurm.branch_jobs import BranchArray, submit_branches, table_log
 from hvd_batchgrow.slurm.branch_ledger import job_ids, live_jobs, live_tables, live_tasks, read_submissions, run_name
-from hvd_batchgrow.slurm.chain import Site
+from hvd_batchgrow.slurm.branch_status import submitted_branches
+from hvd_batchgrow.slurm.chain import Site, interrupted
 from hvd_batchgrow.slurm.ledger import submitting
-from hvd_batchgrow.slurm.render import submit_after_any_words, submit_words, test_words
+from hvd_batchgrow.slurm.render import submit_after_any_words, submit_words, test_words, unset_line
 from hvd_batchgrow.slurm.scheduler import Scheduler
 from hvd_batchgrow.train.run.branch_folders import BranchSetup
 
@@ -80,6 +81,8 @@ class BranchSubmission:
         with submitting(folder):
             before = read_submissions(folder)
             states = scheduler.task_states(job_ids(before))
+            if any(one.array is None or one.table is None for one in before):
+                self._refuse_unknown(scheduler)
             live, tables = live_tasks(before, states), live_tables(before, states)
             left = self._left()
             if not (factors := [factor for factor in left if factor not in live]):
@@ -100,14 +103,23 @@ class BranchSubmission:
         yield f"table: job {now.table}, when all of them have ended: {table_log(folder, name, now)}"
         yield shlex.join(["hvd-batchgrow", "status", str(self.setup.run)])
 
-    def dry_run(self) -> Iterator[str]:
-        """Yield the scripts and the commands."""
+    def _refuse_unknown(self, scheduler: Scheduler) -> None:
+        """Raise RunError if jobs are queued that may be those of a killed `submit`: no ledger of the run has them."""
+        run = self.setup.run
+        known = {job for branches in submitted_branches(run) for job in job_ids(branches.submissions)}
+        for name in (f"{run_name(run)}-branches", f"{run_name(run)}-table"):
+            if queued := sorted({*scheduler.queued(name)} - known):
+                raise interrupted("branches", name, queued)
+
+    def dry_run(self, without: Sequence[str]) -> Iterator[str]:
+        """Yield the scripts and the commands, which first remove the variables `without`."""
         if not (factors := self._left()):
             yield from self._nothing_to_submit([], [])
             return
         scripts = self._array(factors).scripts(self.site)
         yield from (f"# {one_line(script.path)}\n{script.text}" for script in scripts)
         array, table = (script.path for script in scripts)
+        yield from unset_line(without)
         yield from (shlex.join(test_words(path)) for path in (array, table))
         yield f"job_1=$({shlex.join(submit_words(array, None))})"
         words = shlex.join(submit_after_any_words(table, [0]))  # 0 is a placeholder for the shell's variable

@@ -15,13 +15,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from hvd_batchgrow.comm.int64_words import from_words, to_words
 from hvd_batchgrow.comm.wakeup import WakeupClient, WakeupServer
 from hvd_batchgrow.messages.errors import ExitCode, JobError, RunError
 
 T = TypeVar("T")
-
-_BROADCAST_TYPES = (torch.float32, torch.float64, torch.int64)
 
 
 @dataclass(frozen=True)
@@ -229,19 +226,6 @@ class Ranks(ABC):
         padded = data.ljust(8 * (max(lengths) // 8 + 1), b"\0")
         rows = self.all_gather(memoryview(padded).cast("q").tolist(), name)  # int64: some backends lack uint8
         return [row.numpy().tobytes()[:length] for row, length in zip(rows, lengths, strict=True)]
-
-    def broadcast_values(self, tensor: Tensor, name: str) -> None:
-        """Overwrite a tensor of any type and memory layout with rank 0's."""
-        values = tensor.detach()
-        if values.dtype in _BROADCAST_TYPES:
-            dense = values.contiguous()
-            self.broadcast(dense, name)
-            if dense.data_ptr() != values.data_ptr():
-                values.copy_(dense)
-        else:
-            words = to_words(values)
-            self.broadcast(words, name)
-            values.copy_(from_words(words, values))
 
     def stop_requested_elsewhere(self) -> bool:
         """Return whether an idle rank requests a stop, or the set of ranks is about to change; does not block."""

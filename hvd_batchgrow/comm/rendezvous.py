@@ -50,8 +50,8 @@ def derived_port(name: str) -> int:
 
 def first_host(node_list: str) -> str:
     """Return the first host of SLURM's node list: gpu003-ib for `gpu[003-010,12]-ib,login`."""
-    match = re.match(r"([^,\[]*)(?:\[([^],-]+)[^]]*\])?([^,\[]*)", node_list.strip())
-    return "".join(part or "" for part in match.groups()) if match else ""
+    first = re.match(r"(?:[^,\[]|\[[^]]*\])*", node_list.strip())
+    return re.sub(r"\[([^],-]+)[^]]*\]", r"\1", first[0]) if first else ""
 
 
 def _host(environment: Mapping[str, str], size: int) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import socket
 import sys
 import threading
@@ -27,6 +28,8 @@ from hvd_batchgrow.messages.errors import ExitCode, RunError
 # connection closes, and that ends the wait.
 _COLLECTIVE_TIMEOUT = timedelta(days=30)
 _JOIN_TIMEOUT = timedelta(minutes=5)
+_CONNECTION = r"gloo/transport|[Cc]onnection |by peer|[Tt]imed out|Broken pipe"
+"""In Gloo's errors of a connection."""
 
 
 class TorchRanks(Ranks):
@@ -57,17 +60,18 @@ class TorchRanks(Ranks):
 
     def start_sum(self, tensor: Tensor, name: str) -> Any:
         """Start an all-reduce in place; on a GPU it runs after the work already queued on the current stream."""
-        with _lost_rank():
-            return dist.all_reduce(tensor, group=self._group, async_op=True)
+        with _lost_rank(name):
+            return dist.all_reduce(tensor, group=self._group, async_op=True), name
 
     def wait(self, handle: Any) -> None:
         """Block until an all-reduce has finished. Raises RunError when a peer is lost."""
-        with _lost_rank():
-            handle.wait()
+        work, name = handle
+        with _lost_rank(name):
+            work.wait()
 
     def broadcast(self, tensor: Tensor, name: str) -> None:
         """Overwrite a tensor with rank 0's. Raises RunError when a peer is lost."""
-        with _lost_rank():
+        with _lost_rank(name):
             dist.broadcast(tensor.detach(), 0, group=self._group)
 
     def abort(self, code: int) -> None:
@@ -108,12 +112,16 @@ class TorchRanks(Ranks):
 
 
 @contextmanager
-def _lost_rank() -> Iterator[None]:
-    """Raise RunError where the backend reports an error: another rank is lost."""
+def _lost_rank(name: str) -> Iterator[None]:
+    """Raise RunError where the backend reports that another rank is lost; note the collective in other errors."""
     try:
         yield
     except RuntimeError as error:
-        raise lost(error) from None
+        # Gloo raises plain RuntimeErrors; NCCL and the store raise a DistError.
+        if isinstance(error, dist.DistError) or re.search(_CONNECTION, str(error)):
+            raise lost(error) from None
+        error.add_note(f"in the collective {name!r}")
+        raise
 
 
 def lost(fault: Exception) -> RunError:

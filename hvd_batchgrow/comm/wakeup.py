@@ -11,12 +11,15 @@ import select
 import selectors
 import socket
 import struct
+import time
 from collections.abc import Callable
 from typing import cast
 
 from hvd_batchgrow.messages.errors import RunError
 
 JOIN_TIMEOUT_S = 120.0
+_TOKEN_TIMEOUT_S = 10.0
+"""How long a new connection has to send the token: a port scanner may send nothing."""
 _POLL_S = 0.05
 """How often an idle rank checks whether a stop is requested."""
 _LENGTH = struct.Struct("!I")
@@ -44,20 +47,16 @@ class WakeupServer:
         Raises:
             RunError: some ranks did not connect in time.
         """
-        self._listener.settimeout(JOIN_TIMEOUT_S)
-        while len(self._connections) < count:
-            try:
-                connection, _ = self._listener.accept()
-                connection.settimeout(JOIN_TIMEOUT_S)
-                received = _receive(connection, len(token))
-            except TimeoutError:
-                missing = count - len(self._connections)
-                raise RunError(
-                    f"timed out after {JOIN_TIMEOUT_S:g} s: {missing} of {count} idle ranks did not connect"
-                ) from None
-            if received != token:
+        deadline = time.monotonic() + JOIN_TIMEOUT_S
+        while (missing := count - len(self._connections)) > 0:
+            if not _is_readable(self._listener, deadline - time.monotonic()):
+                raise RunError(f"timed out after {JOIN_TIMEOUT_S:g} s: {missing} of {count} idle ranks did not connect")
+            connection, _ = self._listener.accept()
+            connection.settimeout(_TOKEN_TIMEOUT_S)
+            if _receive(connection, len(token)) != token:
                 connection.close()
                 continue
+            connection.settimeout(JOIN_TIMEOUT_S)
             _keep_alive(connection)
             self._connections.append(connection)
             self._readable.register(connection, selectors.EVENT_READ)
@@ -89,8 +88,11 @@ class WakeupServer:
                 raise RunError(_GONE) from None
         for connection in self._connections:
             # Closing a socket with unread data resets it, and the message may be lost.
-            while _receive(connection, len(_STOP)):
-                pass
+            try:
+                while connection.recv(len(_STOP)):
+                    pass
+            except OSError:
+                raise RunError(_GONE) from None
             connection.close()
         self._connections.clear()
         self._readable.close()
@@ -106,9 +108,9 @@ class WakeupClient:
     def __init__(self, host: str, port: int, token: bytes) -> None:
         try:
             self._connection = socket.create_connection((host, port), JOIN_TIMEOUT_S)
+            self._connection.sendall(token)
         except OSError as error:
             raise RunError(f"rank 0 cannot be reached at {host}, port {port}: {error}") from None
-        self._connection.sendall(token)
         self._connection.settimeout(None)
         _keep_alive(self._connection)
 
@@ -125,7 +127,7 @@ class WakeupClient:
         while not _is_readable(self._connection, _POLL_S):
             if not sent and stop_requested():
                 sent = True
-                with contextlib.suppress(ConnectionError):  # the read below finds out whether rank 0 has ended
+                with contextlib.suppress(OSError):  # the read below finds out whether rank 0 has ended
                     self._connection.sendall(_STOP)
         length = _receive(self._connection, _LENGTH.size)
         message = _receive(self._connection, *_LENGTH.unpack(length)) if length else b""
@@ -138,11 +140,11 @@ class WakeupClient:
 def _is_readable(connection: socket.socket, timeout_s: float) -> bool:
     poll = select.poll()  # select() fails for descriptors above 1023
     poll.register(connection, select.POLLIN)
-    return bool(poll.poll(1e3 * timeout_s))
+    return bool(poll.poll(max(0.0, 1e3 * timeout_s)))  # a negative timeout would wait forever
 
 
 def _receive(connection: socket.socket, count: int) -> bytes:
-    """Return exactly `count` bytes, or b"" if the peer has closed the connection."""
+    """Return exactly `count` bytes, or b"" if the peer has closed the connection or cannot be reached."""
     data = b""
     try:
         while len(data) < count:
@@ -150,7 +152,7 @@ def _receive(connection: socket.socket, count: int) -> bytes:
             if not part:
                 return b""
             data += part
-    except ConnectionError:
+    except OSError:  # keep-alive probes report a host without power as ETIMEDOUT or EHOSTUNREACH
         return b""
     return data
 

@@ -46,7 +46,7 @@ def load_own(data: DataSection, seed: int = 0, target: TargetKind | None = "clas
         faults = check_own(source, data.shape, target)
     except (JobError, RunError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # the user's own code
         raise RunError(f"data.source = {data.source!r} failed: {describe_error(error)}") from error
     if found := [Fault("data.source", f"{data.source}: {fault}") for fault in faults] or own_test_faults(data):
         raise JobError(found)

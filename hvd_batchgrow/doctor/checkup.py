@@ -31,7 +31,7 @@ from hvd_batchgrow.doctor.slurm_check import check_slurm, slurm_facts
 from hvd_batchgrow.doctor.torch_checks import check_dali, check_gpus, check_nccl, check_torch, driver_facts
 
 IMPORT_TIMEOUT_S = 120.0
-"""Time for the imports of one process; from a cold network file system they take half a minute."""
+"""Time for one batch of imports; from a cold network file system they take half a minute."""
 
 CheckFunction = Callable[[Mapping[str, Facts]], Check | list[Check]]
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 
 from hvd_batchgrow.comm.launcher_env import without_launcher
@@ -16,15 +18,21 @@ from hvd_batchgrow.doctor.check import Facts
 def imported_facts(parts: Sequence[str], timeout_s: float) -> dict[str, Facts]:
     """Return the facts of parts of `imports.py`.
 
-    If the process crashes or hangs in a part, that part has an error, and a new process continues with the next one.
+    If the process crashes in a part, that part has an error, and a new process continues with the next one. If it
+    hangs until no time is left, it is killed, and the parts after it have an error too.
 
     Args:
         parts: imported in this order, in one process if nothing goes wrong.
-        timeout_s: time for each process, in seconds.
+        timeout_s: time for all processes together, in seconds.
     """
     found: dict[str, Facts] = {}
+    deadline = time.monotonic() + timeout_s
     while left := [part for part in parts if part not in found]:
-        lines, how = _run(left, timeout_s)
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            late = f"not imported: other imports took {timeout_s:g} s"
+            return found | {part: {"error": late} for part in left}
+        lines, how = _run(left, left_s)
         begun = left[0]
         for part, facts in lines:
             begun = part
@@ -55,7 +63,7 @@ def _run(parts: Sequence[str], timeout_s: float) -> tuple[list[tuple[str, Facts 
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         output, errors = process.communicate()
-        how = f"its import did not finish within {timeout_s:g} s"
+        how = f"its import did not finish within {math.ceil(timeout_s)} s"
     if not how and process.returncode:
         lines = errors.decode(errors="replace").strip().splitlines()
         how = "; ".join([f"its import ended the process ({_ending(process.returncode)})", *lines[-1:]])

@@ -75,7 +75,7 @@ def load_own(job: Job, form: InputForm, num_classes: int) -> nn.Module:
             random.seed(job.seed)
             np.random.seed(job.seed % 2**32)
             made = factory(**arguments)
-    except Exception as error:  # the user's own code
+    except (Exception, SystemExit) as error:  # the user's own code
         raise _refusal(job, f"{_call_text(name, arguments)} failed: {describe_error(error)}") from error
     if not isinstance(made, nn.Module):
         raise _refusal(job, f"{name} must return a torch.nn.Module, returned {type(made).__name__}")

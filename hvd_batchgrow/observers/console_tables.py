@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -107,13 +106,6 @@ def _warmup_text(plan: Plan) -> str:
     if not warmup.end_samples:
         return ""
     return f"; the learning rate rises from {warmup.start_lr:g} over the first {warmup.end_samples:,} samples"
-
-
-def plan_text(plan: Plan) -> str:
-    """Return the table of a plan as plain text."""
-    console = PlainConsole(io.StringIO(), 120)
-    print_plan(console, plan)
-    return str(console.file.getvalue())  # type: ignore[attr-defined]
 
 
 def cost_table(name: str, cost: Cost) -> Table:

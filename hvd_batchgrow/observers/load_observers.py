@@ -120,7 +120,7 @@ def _made(index: int, name: str) -> Observer:
     factory = _factory(index, name)
     try:
         made = factory()
-    except Exception as error:  # the user's own code
+    except (Exception, SystemExit) as error:  # the user's own code
         raise _refusal(index, f"{name}() failed: {describe_error(error)}") from error
     if not isinstance(made, Observer):
         raise _refusal(

@@ -75,7 +75,7 @@ class ProgressDisplay(Observer):
             self._live.start()
 
     def on_record(self, event: TrainRecord) -> None:
-        """Print a line at the start of each phase. Update the live view, or print a progress line if one is due."""
+        """Print a line with the first record of a phase. Update the live view, or print a line if one is due."""
         line, before, now = record_line(event), self._state.samples, self._clock()
         record = TrainLine.of(line, self._state.plan.metric)
         self._recent.add(record, event.samples - before)
@@ -125,7 +125,8 @@ class ProgressDisplay(Observer):
         if event.done:
             result = f"{'done' if all_done else 'these phases are done'}: {how}"
         else:
-            result = f"stopped after {how} (a checkpoint is saved): {_how_to_continue()}"
+            saved = "" if event.lost_ranks else " (a checkpoint is saved)"
+            result = f"stopped after {how}{saved}: {_how_to_continue(event)}"
         self.console.paragraph(f"{event.job_name}: {result}")
         if event.best:
             self.console.paragraph(event.best)
@@ -139,7 +140,9 @@ class ProgressDisplay(Observer):
             self._live = None
 
 
-def _how_to_continue() -> str:
+def _how_to_continue(event: RunEnded) -> str:
+    if event.lost_ranks:
+        return "ranks were lost; the run continues without them"
     if restarts_ranks(os.environ):
         return "ranks join or leave, or the job ends; the run continues when torchrun starts the ranks again"
     return "the same command with --resume auto continues"

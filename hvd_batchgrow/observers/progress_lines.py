@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from hvd_batchgrow.messages.wording import metric_texts, time_text
 from hvd_batchgrow.results.live_state import LiveView
 from hvd_batchgrow.results.record_lines import EvaluationLine, TrainLine
@@ -12,23 +14,25 @@ class RecentRecords:
 
     def __init__(self) -> None:
         self._last: TrainLine | None = None
-        self._samples = 0
+        self._samples = self._loss_samples = 0
         self._loss = self._seconds = 0.0
 
     def add(self, record: TrainLine, num_samples: int) -> None:
         """Add a record of `num_samples` samples."""
         self._last = record
         self._samples += num_samples
-        self._loss += record.loss * num_samples
+        if math.isfinite(record.loss):  # NaN: all updates of the record were skipped
+            self._loss_samples += num_samples
+            self._loss += record.loss * num_samples
         self._seconds += num_samples / record.samples_per_s if record.samples_per_s > 0 else 0.0
 
     def text(self) -> str:
         """Return the last record as text, with the mean loss and speed of all records; empty without records."""
         if self._last is None:
             return ""
-        if not self._samples or not self._seconds:
-            return _record_text(self._last, self._last.loss, self._last.samples_per_s)
-        return _record_text(self._last, self._loss / self._samples, self._samples / self._seconds)
+        loss = self._loss / self._loss_samples if self._loss_samples else self._last.loss
+        speed = self._samples / self._seconds if self._seconds else self._last.samples_per_s
+        return _record_text(self._last, loss, speed)
 
 
 def phase_line(record: TrainLine, most_ranks: int) -> str:

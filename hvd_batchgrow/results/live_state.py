@@ -171,5 +171,7 @@ class LiveState:
 
     def to_go(self) -> TimeToGo | None:
         """Return the time that is left, with evaluations and checkpoints as in the time so far."""
-        found = self._time_left.seconds(self.plan.phases, self.samples)
-        return None if found is None else TimeToGo(*(self._slowdown * seconds for seconds in found))
+        left = self._time_left.seconds(self.plan.phases, self.samples)
+        if left is None:
+            return None
+        return TimeToGo(self._slowdown * left[self._phase()], self._slowdown * sum(left))

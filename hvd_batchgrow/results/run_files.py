@@ -117,7 +117,7 @@ class RunFiles:
         plan, faults = read_plan(folder), list[str]()
         train, evaluations = _read_metrics(folder / "metrics.jsonl", faults)
         decisions = [line for line in _lines(folder / "decisions.jsonl", faults) if "old_batch" in line]
-        attempts = _read_attempts(folder / "record.json", faults)
+        attempts = read_attempts(folder / "record.json", faults)
         return cls(folder, plan, train, tuple(evaluations), tuple(decisions), attempts, tuple(faults))
 
 
@@ -175,7 +175,8 @@ def _numbers(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, f
             yield f"{prefix}{key}", float(value)
 
 
-def _read_attempts(path: Path, faults: list[str]) -> tuple[Mapping[str, Any], ...]:
+def read_attempts(path: Path, faults: list[str]) -> tuple[Mapping[str, Any], ...]:
+    """Return the attempts of `record.json`; nothing and a further fault if it cannot be read."""
     try:
         attempts = json.loads(read_regular(path))["attempts"]
         if not isinstance(attempts, list) or not all(isinstance(attempt, dict) for attempt in attempts):

@@ -15,6 +15,7 @@ from hvd_batchgrow.results.live_state import LiveState
 from hvd_batchgrow.results.plan_file import read_plan
 from hvd_batchgrow.results.record_lines import EvaluationLine, TrainLine
 from hvd_batchgrow.results.records import printable
+from hvd_batchgrow.results.run_files import read_attempts
 from hvd_batchgrow.schedule.adaptive.decisions import read_decisions
 from hvd_batchgrow.storage.follow_json_lines import JsonLinesFollower
 
@@ -70,8 +71,9 @@ class RunFollower:
         if resumed:
             self.state = LiveState(self.state.plan)
         if resumed or not self._is_caught_up:
+            start = self._start_of_attempt()
             for line in self.metrics.lines():
-                self.state.add(line)
+                self.state.add(line, measures_time=line["samples"] > start)
             self.state.begin(self._clock())
             self._is_caught_up = True
             yield CaughtUp(resumed)
@@ -98,6 +100,12 @@ class RunFollower:
         changed = self._versions.get(name) != version
         self._versions[name] = version
         return changed
+
+    def _start_of_attempt(self) -> int:
+        """Return the sample counter at which the last attempt began: earlier ones may have run on another machine."""
+        attempts = read_attempts(self.folder / "record.json", [])
+        start = attempts[-1].get("start_samples") if attempts else None
+        return start if isinstance(start, int) else 0
 
     def _read_plan(self) -> None:
         """Read plan.json if it is new; a damaged one leaves the plan as it is."""

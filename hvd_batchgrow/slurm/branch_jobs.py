@@ -16,6 +16,8 @@ from hvd_batchgrow.slurm.scheduler import Scheduler
 
 _TASK = "SLURM_ARRAY_TASK_ID"
 """Variable of a task with its index in the array, which is the factor of its branch."""
+TABLE_FILES = ("table.txt", "table.json")
+"""What the job that prints the comparison writes into the folder of the branches."""
 _TABLE_TIME = "00:10:00"
 """Time limit of the job that prints the comparison, which reads a few files."""
 
@@ -44,6 +46,7 @@ class BranchArray:
             "job-name": f"{self.name}-branches",
             "nodes": str(self.nodes),
             "ntasks-per-node": str(self.ranks_per_node),
+            "ntasks": str(self.nodes * self.ranks_per_node),
             "array": ",".join(map(str, self.factors)),
             "output": log_pattern(folder, "%x-%A_%a"),
         }
@@ -51,6 +54,7 @@ class BranchArray:
             "job-name": f"{self.name}-table",
             "nodes": "1",
             "ntasks-per-node": "1",
+            "ntasks": "1",
             "output": log_pattern(folder),
         }
         words = [*self.task_words, "--only"]
@@ -101,6 +105,8 @@ def submit_branches(
         write_submissions(array.folder, (*before, now))
         now = replace(now, array=scheduler.submit(scripts[0].path, None))
         write_submissions(array.folder, (*before, now))
+        for name in TABLE_FILES:  # `status` reports a table job that writes none
+            (array.folder / name).unlink(missing_ok=True)
         now = replace(now, table=scheduler.submit_after_any(scripts[1].path, [*now.job_ids(), *after]))
         write_submissions(array.folder, (*before, now))
     except RunError as error:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvd_batchgrow.slurm.branch_jobs import table_log, task_log
+from hvd_batchgrow.slurm.branch_jobs import TABLE_FILES, table_log, task_log
 from hvd_batchgrow.slurm.branch_ledger import Submission, live_tasks, read_submissions, run_name
 from hvd_batchgrow.slurm.ledger import GONE, samples_done
 from hvd_batchgrow.slurm.scheduler import JobState, is_live
@@ -51,7 +51,7 @@ class SubmittedBranches:
             yield "fix the cause, then repeat the command that submitted the branches: it submits only these"
         last = self.submissions[-1]
         is_waiting = live or is_live(states.get(str(last.table), JobState(GONE)).state)
-        if last.table and not failed and not is_waiting and not (self.folder / "table.txt").exists():
+        if last.table and not failed and not is_waiting and not (self.folder / TABLE_FILES[0]).exists():
             log = table_log(self.folder, run_name(self.run), last)
             yield f"the table was not printed; see {log}, or run branch with --table"
 

@@ -71,6 +71,7 @@ def make_scripts(job: Job, chain_jobs: Sequence[ChainJob], run: Path, site: Site
                     "job-name": job.name,
                     "nodes": str(chain_job.nodes),
                     "ntasks-per-node": str(chain_job.ranks_per_node),
+                    "ntasks": str(chain_job.ranks),  # otherwise a template's would override the line above
                     "output": log_pattern(folder),
                     **site.options,
                 },
@@ -95,7 +96,8 @@ def open_chain(run: Path, chain_jobs: Sequence[ChainJob], scheduler: Scheduler |
         resume: continue an existing run.
 
     Raises:
-        RunError: the run exists and `resume` is False, or jobs of an older chain still wait or run.
+        RunError: the run exists and `resume` is False, or jobs of an older chain still wait or run, also one whose id
+            is unknown because `submit` was killed.
     """
     before = read_ledger(run)
     done = samples_done(run)
@@ -108,8 +110,18 @@ def open_chain(run: Path, chain_jobs: Sequence[ChainJob], scheduler: Scheduler |
         if live:
             ids = " ".join(map(str, live))
             raise RunError(f"{run} has jobs that wait or run already, and two chains cannot write it: scancel {ids}")
+        unknown = [k for k, entry in enumerate(before.entries, 1) if entry.state == BEING_SUBMITTED]
+        if unknown and (queued := scheduler.queued(run.name)):
+            raise interrupted(f"chain job {unknown[0]}", run.name, queued)
     entries = (Entry(job, state=DONE_BEFORE if job.end_samples <= done else NOT_SUBMITTED) for job in chain_jobs)
     return Ledger(run.name, tuple(entries))
+
+
+def interrupted(what: str, name: str, queued: Sequence[int]) -> RunError:
+    """Return the error for a job that Slurm may have accepted from a killed `submit`, and jobs of its name."""
+    ids = " ".join(map(str, queued))
+    look = f"squeue --me --name={name} shows {ids}, which may be that job, and two jobs cannot write one run"
+    return RunError(f"submit was interrupted while it submitted {what}; {look}: scancel {ids}")
 
 
 def submit_chain(job: Job, ledger: Ledger, scripts: Sequence[Script], run: Path, scheduler: Scheduler) -> Ledger:

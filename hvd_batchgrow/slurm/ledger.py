@@ -87,6 +87,8 @@ class Ledger:
 
 
 _LEDGERS = TypeAdapter(Ledger)
+_LOCK = ".submit.lock"
+"""Name of the file whose lock `submit` holds, and `status` while it writes."""
 
 
 def _updated(entry: Entry, now: JobState | None, done_samples: int) -> Entry:
@@ -106,7 +108,7 @@ def submitting(run: Path) -> Iterator[None]:
     Raises:
         RunError: another `submit` has the lock, or the folder cannot be written.
     """
-    path = run / FOLDER / ".submit.lock"
+    path = run / FOLDER / _LOCK
     with ExitStack() as held:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,6 +127,23 @@ def write_ledger(run: Path, ledger: Ledger) -> None:
         RunError: the ledger cannot be written.
     """
     write_ledger_file(run, {"name": ledger.name, "chain_jobs": [asdict(entry) for entry in ledger.entries]})
+
+
+def update_ledger(run: Path, old: Ledger, new: Ledger) -> None:
+    """Replace a ledger, unless another process is writing it or has changed it meanwhile.
+
+    Raises:
+        RunError: the ledger cannot be written.
+    """
+    path = run / FOLDER / _LOCK
+    try:
+        with locked(path, wait=False):
+            if read_ledger(run) == old:
+                write_ledger(run, new)
+    except BlockingIOError:
+        return
+    except OSError as error:
+        raise unwritable(path, error) from None
 
 
 def read_ledger(run: Path) -> Ledger | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from hvd_batchgrow.messages.errors import Fault, JobError
@@ -28,6 +28,9 @@ _DECIDED = {
     "wait": "hvd-batchgrow status shows whether the chain has ended",
 }
 """Options of sbatch that `submit` sets, and what determines their values."""
+
+_VARIABLES = {"array": "ARRAY_INX", "mem": "MEM_PER_NODE", "switches": "REQ_SWITCH", "time": "TIMELIMIT"}
+"""Variables of sbatch, without SBATCH_, whose names are not those of their options."""
 
 _HERE = Path(__file__).resolve()
 _IN_WHEEL = _HERE.with_name("templates")
@@ -56,7 +59,7 @@ def render(
 
     Args:
         template: a batch script with the line `arguments=("$@")`.
-        options: options of sbatch by their long names; "" for one without a value. They replace the template's.
+        options: options of sbatch by their long names; "" for one without a value. They override the template's.
         program: the command of hvd-batchgrow.
         arguments: of the command.
         command: of hvd-batchgrow.
@@ -75,7 +78,8 @@ def render(
         raise JobError([Fault("", fault)], "template")
     mine = [directive(key, value) for key, value in options.items()]
     first_command = next(k for k, line in enumerate(lines) if line.strip() and not line.startswith("#"))
-    kept = [line for line in lines[:first_command] if _key_of(line) not in options]
+    # sbatch takes the last of several values, so a line with further options can stay.
+    kept = [line for line in lines[:first_command] if _sole_option(line) not in options]
     end = max((k for k, line in enumerate(kept) if line.startswith("#SBATCH")), default=0) + 1
     last = [f'"${variable}"'] if variable else []
     words = {
@@ -87,9 +91,23 @@ def render(
     return "\n".join([*kept[:end], *mine, *kept[end:], *body]) + "\n"
 
 
-def _key_of(line: str) -> str | None:
-    found = re.match(r"#SBATCH\s+--([a-z-]+)", line)
+def _sole_option(line: str) -> str | None:
+    """Return the option of an `#SBATCH` line; None if the line has several, or a short one."""
+    found = re.fullmatch(r"#SBATCH\s+--([a-z-]+)(?:(?:=|\s+)[^-\s]\S*)?\s*(?:#.*)?", line)
     return found[1] if found else None
+
+
+def overriding_variables(given: Iterable[str], environment: Mapping[str, str]) -> list[str]:
+    """Return the variables in an environment that override what `submit` decides.
+
+    sbatch prefers its variables, such as SBATCH_PARTITION, to the lines of a script.
+
+    Args:
+        given: options of sbatch that `submit` was given, by their long names. Variables for other options may stay.
+        environment: of `submit`.
+    """
+    names = (_VARIABLES.get(key) or key.upper().replace("-", "_") for key in (*_DECIDED, *given))
+    return sorted({f"SBATCH_{name}" for name in names} & environment.keys())
 
 
 def directive(key: str, value: str) -> str:
@@ -155,9 +173,14 @@ def submit_after_any_words(script: Path, after: Sequence[int]) -> list[str]:
     return ["sbatch", "--parsable", f"--dependency=afterany:{':'.join(map(str, after))}", str(script)]
 
 
-def dry_commands(scripts: Sequence[Path]) -> list[str]:
-    """Return the commands of `submit` as shell lines."""
-    lines = [shlex.join(test_words(script)) for script in scripts]
+def unset_line(variables: Sequence[str]) -> list[str]:
+    """Return a shell line that removes variables; nothing without variables."""
+    return [f"unset {' '.join(variables)}"] if variables else []
+
+
+def dry_commands(scripts: Sequence[Path], without: Sequence[str]) -> list[str]:
+    """Return the commands of `submit` as shell lines, which first remove the variables `without`."""
+    lines = [*unset_line(without), *(shlex.join(test_words(script)) for script in scripts)]
     for k, script in enumerate(scripts):
         # 0 is a placeholder for the job id in the shell's variable.
         words = shlex.join(submit_words(script, 0 if k else None))

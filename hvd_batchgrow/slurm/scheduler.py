@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -51,6 +52,9 @@ class Scheduler(Protocol):
     def states(self, job_ids: Iterable[int]) -> dict[int, JobState]:
         """Return the states of the jobs that the scheduler still knows."""
 
+    def queued(self, name: str) -> list[int]:
+        """Return the ids of the user's jobs of this name that wait or run. Raises RunError."""
+
     def task_states(self, job_ids: Iterable[int]) -> dict[str, JobState]:
         """Return the states of jobs, and of each task of array jobs, that the scheduler still knows.
 
@@ -61,16 +65,21 @@ class Scheduler(Protocol):
 Run = Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]
 
 
-def run_command(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def run_command(words: Sequence[str], without: Collection[str] = ()) -> subprocess.CompletedProcess[str]:
     """Run one of Slurm's commands.
+
+    Args:
+        words: the command.
+        without: variables that are removed from its environment.
 
     Raises:
         NoSlurm: the command does not exist.
         RunError: the command does not answer.
     """
+    kept = {key: value for key, value in os.environ.items() if key not in without}
     try:
         return subprocess.run(
-            words, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=_TIMEOUT_S
+            words, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=_TIMEOUT_S, env=kept
         )
     except FileNotFoundError:
         raise NoSlurm(f"{words[0]} is not on PATH: is this a login node of a Slurm cluster?") from None
@@ -144,6 +153,17 @@ class Slurm:
             )
         return known
 
+    def queued(self, name: str) -> list[int]:
+        """Return the ids of the user's jobs of this name that wait or run; of an array, its id.
+
+        Raises:
+            RunError: squeue does not answer.
+        """
+        done = self._run(["squeue", "--noheader", "--me", f"--name={name}", "--format=%F"])
+        if done.returncode:
+            raise RunError(f"squeue: {_message(done)}")
+        return sorted({int(job) for job in done.stdout.split()})
+
     def task_states(self, job_ids: Iterable[int]) -> dict[str, JobState]:
         """Return the states of jobs from squeue, and of each task of array jobs, by ids such as 13 and 12_4.
 
@@ -166,17 +186,18 @@ class Slurm:
 
     def _accounts(self, job_ids: Sequence[int]) -> dict[int, tuple[str, str]]:
         """Return state and exit code of ended jobs, from the completion log or else from the accounting database."""
-        for source in (["-c"], ["-X"]):
-            if not job_ids:
+        known: dict[int, tuple[str, str]] = {}
+        for source in ("-c", "-X"):
+            if not (left := [job for job in job_ids if job not in known]):
                 break
-            words = ["sacct", *source, "-n", "-P", f"--jobs={','.join(map(str, job_ids))}"]
+            words = ["sacct", source, "-n", "-P", f"--jobs={','.join(map(str, left))}"]
             done = self._run([*words, "--format=JobID,State,ExitCode"])
             lines = [line.split("|") for line in done.stdout.splitlines()]
             # The last line of a requeued job is valid. CANCELLED is followed by the user who did it.
             found = {int(job): (state.split()[0], code) for job, state, code in lines if job.isdigit()}
-            if done.returncode == 0 and found:
-                return found
-        return {}
+            if done.returncode == 0:
+                known.update(found)
+        return known
 
 
 def is_live(state: str) -> bool:

@@ -17,7 +17,6 @@ from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.messages.suggest import near_path
 from hvd_batchgrow.messages.wording import dotted, shown
 from hvd_batchgrow.storage.regular_files import read_regular
-from hvd_batchgrow.storage.strict_json import dump_json
 
 _MOST_BYTES = 1 << 20
 """Far above the size of any job file; a larger file is a mistake and would take minutes to read."""
@@ -66,10 +65,11 @@ def read_value(text: str) -> Any:
 
 
 def value_text(value: Any) -> str:
-    """Return the text from which `read_value` reads the same value."""
+    """Return the text from which `read_value` reads the same value, which must be one that it returns."""
     if isinstance(value, str) and read_value(value) == value:
         return value
-    return str(value) if isinstance(value, (float, date, time)) else dump_json(value)
+    # Not strict JSON, because `read_value` reads Infinity and NaN in a list or table.
+    return str(value) if isinstance(value, (float, date, time)) else json.JSONEncoder().encode(value)
 
 
 def tamed(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[Fault]]:

@@ -48,7 +48,7 @@ def load_own_task(section: TaskSection) -> Task:
         made = find_callable(name)(**section.kwargs)
     except NotFound as error:
         raise _refusal(str(error)) from error
-    except Exception as error:  # the user's own code
+    except (Exception, SystemExit) as error:  # the user's own code
         given = ", ".join(f"{key}={value!r}" for key, value in section.kwargs.items())
         raise _refusal(f"{name}({given}) failed: {describe_error(error)}") from error
     if not callable(made):

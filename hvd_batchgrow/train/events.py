@@ -211,6 +211,8 @@ class RunEnded:
     """The last one: of the test set if the run has reached the end of its plan."""
     best: str | None = None
     """Result and checkpoint of the best evaluation, if the job keeps one."""
+    lost_ranks: bool = False
+    """Whether an elastic run has lost ranks: the others continue from their state in memory, without a checkpoint."""
     replay_checks: str | None = None
     """Number and duration of the passed checks, if the job makes them."""
 

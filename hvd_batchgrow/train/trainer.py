@@ -354,7 +354,7 @@ class Trainer:
     def _keep_for_next_attempt(self) -> None:
         """After ranks were lost, keep this rank's state after the last complete update."""
         self.parts.engine.changing.restore()  # undo the changes of an incomplete update
-        self.observers.notify("on_end", self._ended(self.plan.schedule.end_samples))
+        self.observers.notify("on_end", replace(self._ended(self.plan.schedule.end_samples), lost_ranks=True))
         self.elastic.checkpoint = host_copy(self.state.capture())  # references would keep it on the device
 
     def _started(self, notes: Sequence[str]) -> RunStarted:

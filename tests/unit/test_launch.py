@@ -202,6 +202,25 @@ def test_without_a_host_or_a_port_the_message_says_what_to_set(environment: dict
 
 
 @pytest.mark.parametrize(
+    ("text", "is_lost"),
+    [
+        ("[third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:2994.", True),
+        ("Connection reset by peer", True),
+        ("Invalid scalar type", False),
+        ("CUDA out of memory. Tried to allocate 2.00 GiB.", False),
+    ],
+)
+def test_only_errors_of_a_connection_mean_that_a_rank_is_lost(text: str, is_lost: bool) -> None:
+    from hvd_batchgrow.comm.torch_distributed import _lost_rank
+
+    with pytest.raises(RuntimeError) as caught, _lost_rank("gradients.0"):
+        raise RuntimeError(text)
+    assert isinstance(caught.value, RunError) == is_lost
+    notes = [] if is_lost else ["in the collective 'gradients.0'"]
+    assert getattr(caught.value, "__notes__", []) == notes
+
+
+@pytest.mark.parametrize(
     ("nodes", "first"),
     [
         ("localhost", "localhost"),
@@ -209,6 +228,7 @@ def test_without_a_host_or_a_port_the_message_says_what_to_set(environment: dict
         ("gpu[03-10,12],login", "gpu03"),
         ("gpu[7,9]", "gpu7"),
         ("r1n[1-2]-ib,r2n1-ib", "r1n1-ib"),
+        ("r[1-2]n[03,5-9],login", "r1n03"),
     ],
 )
 def test_the_first_host_of_a_node_list(nodes: str, first: str) -> None:

@@ -97,6 +97,13 @@ def test_the_time_left_is_that_of_the_updates_that_are_left_and_runs_down() -> N
     assert age == "last record 5 s ago"
 
 
+def test_no_time_is_left_in_a_phase_that_has_ended() -> None:
+    to_go = state_of(line(16, 1), line(PLAN.schedule.phases[0].end_samples, 10)).to_go()
+    assert to_go is not None
+    assert to_go.phase_s == 0
+    assert to_go.run_s > 0
+
+
 def test_the_time_left_includes_the_time_beside_updates() -> None:
     state = LiveState(LivePlan.of(PLAN.to_dict()))
     state.begin(100.0)

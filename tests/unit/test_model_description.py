@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,16 @@ def test_a_run_without_a_description_is_refused_with_what_to_do(job: str) -> Non
         read_description(Path("nowhere"))
     assert main(["train", "runs/small/job.toml", "--resume", "auto", "--runs-dir", "runs"]) == 0
     assert read_description(Path("runs/small")).classes == ("0", "1", "2")
+
+
+def test_the_command_that_writes_a_description_can_be_copied(tmp_path: Path) -> None:
+    run = tmp_path / "my runs" / "small"
+    run.mkdir(parents=True)
+    (run / "job.toml").touch()
+    with pytest.raises(RunError) as caught:
+        read_description(run)
+    words = shlex.split(str(caught.value).partition("which writes it: ")[2])
+    assert words[2:] == [str(run / "job.toml"), "--resume", "auto", "--runs-dir", str(run.parent)]
 
 
 def test_a_run_is_not_resumed_with_other_class_folders(photos: list[Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.slurm.chain import Site, make_scripts, open_chain, submit_chain, table_lines, trouble_lines
 from hvd_batchgrow.slurm.chain_jobs import ChainJob, make_chain_jobs
-from hvd_batchgrow.slurm.ledger import Ledger, read_ledger, submitting, write_ledger
+from hvd_batchgrow.slurm.ledger import Ledger, read_ledger, submitting, update_ledger, write_ledger
 from hvd_batchgrow.slurm.render import ARGUMENTS
 from hvd_batchgrow.slurm.scheduler import JobState, Scheduler, Slurm, run_command
 from tests.helpers import NUM_TRAIN, small_job
@@ -33,6 +33,7 @@ class FakeScheduler(Scheduler):
     never: dict[str, str] = field(default_factory=dict)
     refused: str = ""
     known: dict[int, JobState] = field(default_factory=dict)
+    of_name: dict[str, list[int]] = field(default_factory=dict)
     calls: list[tuple[str, object]] = field(default_factory=list)
 
     def refusal(self, script: Path) -> str | None:
@@ -48,6 +49,9 @@ class FakeScheduler(Scheduler):
 
     def submit_after_any(self, script: Path, after: Sequence[int]) -> int:
         raise NotImplementedError
+
+    def queued(self, name: str) -> list[int]:
+        return self.of_name.get(name, [])
 
     def task_states(self, job_ids: Iterable[int]) -> dict[str, JobState]:
         raise NotImplementedError
@@ -176,6 +180,37 @@ def test_a_kill_while_sbatch_is_asked_leaves_a_trace(tmp_path: Path) -> None:
         "submit was interrupted while it submitted chain job 2; if squeue --me --name=small shows it, scancel that job",
         "scancel 11, then repeat the command that submitted it, with --resume auto",
     ]
+
+
+def test_a_job_that_a_killed_submit_may_have_left_in_the_queue_bars_a_second_chain(tmp_path: Path) -> None:
+    run = tmp_path / "small"
+    with pytest.raises(MemoryError):
+        submit(run, KilledInSbatch())
+    with pytest.raises(
+        RunError,
+        match=r"interrupted while it submitted chain job 2; squeue --me --name=small shows 12, .*: scancel 12$",
+    ):
+        submit(run, FakeScheduler(of_name={"small": [12]}), resume=True)
+    assert submit(run, FakeScheduler(), resume=True).job_ids() == [11, 12, 13]
+
+
+def test_status_does_not_write_a_ledger_that_submit_is_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "small"
+    ledger = submit(run, FakeScheduler())
+    fake_slurm(tmp_path / "bin", monkeypatch)
+    (tmp_path / "bin" / "squeue").write_text("#!/bin/bash\necho 11 RUNNING 0 None\n")
+    with submitting(run):
+        main(["status", str(run)])
+    assert "job 11 RUNNING" in capsys.readouterr().out
+    assert read_ledger(run) == ledger
+    newer = ledger.with_job(0, 14)
+    write_ledger(run, newer)
+    update_ledger(run, ledger, ledger.with_states({}))
+    assert read_ledger(run) == newer
+    update_ledger(run, newer, ledger)
+    assert read_ledger(run) == ledger
 
 
 def test_a_first_job_that_is_refused_leaves_nothing_to_resume(tmp_path: Path) -> None:
@@ -329,6 +364,28 @@ def test_without_accounts_the_queue_is_enough_and_without_a_queue_nothing_is_kno
         slurm.states([11])
 
 
+def test_jobs_that_the_completion_log_lacks_are_looked_up_in_the_database() -> None:
+    accounts = {"-c": "11|FAILED|1:0\n", "-X": "12|COMPLETED|0:0\n"}
+    asked = []
+
+    def run(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        asked.append(words)
+        return subprocess.CompletedProcess(words, 0, accounts[words[1]] if words[0] == "sacct" else "", "")
+
+    assert Slurm(run).states([11, 12]) == {
+        11: JobState("FAILED", "", None, "1:0"),
+        12: JobState("COMPLETED", "", None, "0:0"),
+    }
+    assert asked[-1][:2] == ["sacct", "-X"]
+    assert "--jobs=12" in asked[-1]
+
+
+def test_jobs_of_a_name_are_found_in_the_queue() -> None:
+    slurm, asked = answering(squeue=(0, "7\n7\n5\n", ""))
+    assert slurm.queued("small") == [5, 7]
+    assert asked == [["squeue", "--noheader", "--me", "--name=small", "--format=%F"]]
+
+
 def test_without_slurm_the_missing_command_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RunError, match="sbatch is not on PATH: is this a login node of a Slurm cluster"):
@@ -452,6 +509,21 @@ def test_submit_and_status_with_commands_on_path(
         "newest checkpoint: 0 of 688 samples",
     ]
     assert report.err == "squeue is not available: this is the ledger as submit or status last wrote it\n"
+
+
+def test_variables_of_sbatch_do_not_override_the_command_line(
+    job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_slurm(tmp_path / "bin", monkeypatch)
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.write_text(sbatch.read_text().replace('"$*" >>', '"${!SBATCH_*}" >>'))
+    for name in ("PARTITION", "QOS", "OUTPUT"):
+        monkeypatch.setenv(f"SBATCH_{name}", "x")
+    words = ["submit", job, "--nodes-max", "4", "--partition", "gpu", *RANKS]
+    assert main([*words, "--dry-run"]) == 0
+    assert "\nunset SBATCH_OUTPUT SBATCH_PARTITION\nsbatch --test-only " in capsys.readouterr().out
+    assert main(words) == 0
+    assert (tmp_path / "bin" / "calls").read_text().splitlines() == ["SBATCH_QOS"] * 6  # three tests, three jobs
 
 
 @pytest.mark.parametrize("number", ["INT", "TERM", "HUP"])

@@ -16,7 +16,15 @@ from hvd_batchgrow.messages.errors import JobError
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.slurm.chain import Site, make_scripts
 from hvd_batchgrow.slurm.chain_jobs import make_chain_jobs, with_ranks_per_phase
-from hvd_batchgrow.slurm.render import ARGUMENTS, directive, dry_commands, extra_options, log_pattern, render
+from hvd_batchgrow.slurm.render import (
+    ARGUMENTS,
+    directive,
+    dry_commands,
+    extra_options,
+    log_pattern,
+    overriding_variables,
+    render,
+)
 from hvd_batchgrow.train.run.notes import notes_on_ranks
 from hvd_batchgrow.train.run.phase_range import check_width
 from tests.helpers import NUM_TRAIN, measured_job, small_job
@@ -151,6 +159,30 @@ def test_a_template_keeps_what_its_user_has_edited() -> None:
     )
 
 
+def test_a_template_line_of_several_options_stays_and_the_later_lines_override_it() -> None:
+    kept = ["#SBATCH --nodes=1 --gres=gpu:4", "#SBATCH --ntasks=8 -p x", "#SBATCH -N 3"]
+    lost = ["#SBATCH --ntasks=8", "#SBATCH --nodes 1   # one", "#SBATCH --exclusive # whole nodes"]
+    template = "\n".join(["#!/bin/bash", *kept, *lost, ARGUMENTS])
+    text = render(template, {"nodes": "2", "ntasks": "6", "exclusive": ""}, (), ())
+    assert [line for line in text.splitlines() if "SBATCH" in line] == [
+        *kept, "#SBATCH --nodes=2", "#SBATCH --ntasks=6", "#SBATCH --exclusive",
+    ]  # fmt: skip
+
+
+def test_variables_of_sbatch_that_override_what_was_decided_are_found() -> None:
+    environment = dict.fromkeys(
+        ["SBATCH_TIMELIMIT", "SBATCH_GRES", "SBATCH_NO_REQUEUE", "SBATCH_JOB_NAME", "SBATCH_PARTITION"], ""
+    )
+    environment |= dict.fromkeys(
+        ["SBATCH_MEM", "SBATCH_MEM_PER_NODE", "SBATCH_QOS", "SBATCH_EXPORT", "TIME", "SBATCH_CPUS_PER_GPU"], ""
+    )
+    decided = ["SBATCH_JOB_NAME", "SBATCH_NO_REQUEUE"]
+    assert overriding_variables([], environment) == decided
+    given = ["time", "gres", "mem", "cpus-per-gpu", "account"]
+    more = ["SBATCH_CPUS_PER_GPU", "SBATCH_GRES", "SBATCH_MEM_PER_NODE", "SBATCH_TIMELIMIT"]
+    assert overriding_variables(given, environment) == sorted([*decided, *more])
+
+
 @pytest.mark.parametrize(
     "template", ["", "#!/bin/sh\necho\n", f"{ARGUMENTS}\n", f"#!/bin/sh\n{ARGUMENTS}\n{ARGUMENTS}\n"]
 )
@@ -204,7 +236,7 @@ def test_the_commands_of_a_dry_run_are_lines_for_a_shell(tmp_path: Path) -> None
     count.write_text("")
     number = f"echo >>{shlex.quote(str(count))}; wc -l <{shlex.quote(str(count))}"
     fake = f"sbatch() {{ printf '%s\\0' \"$@\" END >&2; {number}; }}"
-    lines = "\n".join([fake, *dry_commands(scripts)])
+    lines = "\n".join([fake, *dry_commands(scripts, [])])
     said = subprocess.run(["bash", "-c", lines], check=True, capture_output=True, cwd=tmp_path).stderr.decode()
     calls = [call.split("\0")[:-1] for call in said.split("END\0")[:-1]]
     afters = [

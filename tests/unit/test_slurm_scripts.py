@@ -57,7 +57,8 @@ def test_grow_chain_asks_about_all_links_and_submits_each_after_the_last(tmp_pat
     assert done.stdout == "chain job 1:1-1: job 1\nchain job 2:2-3: job 2\n"
 
     def expected(nodes: int, phases: str, *options: str) -> list[str]:
-        mine = [f"--nodes={nodes}", "--ntasks-per-node=4", str(SLURM / "train.sbatch"), NASTY, "--resume", "auto"]
+        ranks = ["--ntasks-per-node=4", f"--ntasks={4 * nodes}"]
+        mine = [f"--nodes={nodes}", *ranks, str(SLURM / "train.sbatch"), NASTY, "--resume", "auto"]
         return [*options, *mine, "--phases", phases, "--name", "a b", "--layout.ranks_per_phase", "[1,2]"]
 
     assert calls(tmp_path) == [
@@ -274,7 +275,9 @@ def test_a_job_that_has_lost_a_node_is_requeued(
 @pytest.mark.parametrize(("script", "launcher"), [("train.sbatch", "srun"), ("train-mpirun.sbatch", "mpirun")])
 def test_a_link_that_is_cancelled_is_not_queued_again(tmp_path: Path, script: str, launcher: str) -> None:
     # scancel sends SIGTERM to all processes of the job: ranks that hear it may still end with 75.
-    (tmp_path / launcher).write_text("#!/bin/bash\ntrap 'exit 75' TERM\necho listens\nsleep 60 & wait\n")
+    (tmp_path / launcher).write_text(
+        "#!/bin/bash\ntouch \"$HVD_BATCHGROW_UNFINISHED\"; trap 'exit 75' TERM\necho listens\nsleep 60 & wait\n"
+    )
     (tmp_path / "scontrol").write_text('#!/bin/bash\necho "scontrol $*"\n')
     for command in (launcher, "scontrol"):
         (tmp_path / command).chmod(0o755)
@@ -290,6 +293,46 @@ def test_a_link_that_is_cancelled_is_not_queued_again(tmp_path: Path, script: st
         report = job.stdout.read()
     assert job.returncode == -signal.SIGTERM
     assert "scontrol" not in report
+    assert not list(tmp_path.glob(".unfinished*"))
+
+
+@pytest.mark.parametrize(("script", "launcher"), [("train.sbatch", "srun"), ("train-mpirun.sbatch", "mpirun")])
+def test_a_stop_request_waits_for_a_launcher_that_was_started_late(tmp_path: Path, script: str, launcher: str) -> None:
+    text = (SLURM / script).read_text()
+    assert "-lt 10 ]" in text
+    late = text.replace("command=train\n", "command=train\nSECONDS=60\n").replace("-lt 10 ]", "-lt 2 ]")
+    (tmp_path / script).write_text(late)
+    (tmp_path / launcher).write_text(
+        "#!/bin/bash\nkill -s USR2 $PPID; sleep 0.5; trap 'exit 75' USR2; for k in {1..100}; do sleep 0.1; done\n"
+    )
+    (tmp_path / "scontrol").write_text("#!/bin/bash\n")
+    for command in (launcher, "scontrol"):
+        (tmp_path / command).chmod(0o755)
+    variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    done = run(str(tmp_path / script), "small.toml", cwd=tmp_path, **variables)
+    assert done.returncode == 75
+    assert "stopped, and is requeued to resume" in done.stdout
+    assert "before the ranks could handle it" not in done.stdout
+
+
+@pytest.mark.parametrize("script", ["train.sbatch", "train-mpirun.sbatch"])
+def test_a_limit_of_restarts_that_is_not_a_number_is_an_error(tmp_path: Path, script: str) -> None:
+    done = run(script, "small.toml", cwd=tmp_path, SLURM_JOB_ID="7", MAX_RESTARTS="5x")
+    assert done.returncode == 2
+    assert done.stderr == "max_restarts (MAX_RESTARTS) must be a whole number, 0 or more, got '5x'\n"
+
+
+@pytest.mark.parametrize(("script", "launcher"), [("train.sbatch", "srun"), ("train-mpirun.sbatch", "mpirun")])
+def test_a_job_that_starts_again_removes_the_file_of_a_start_that_was_killed(
+    tmp_path: Path, script: str, launcher: str
+) -> None:
+    for name in (".unfinished-7-0", ".unfinished-71-0"):
+        (tmp_path / name).touch()
+    (tmp_path / launcher).write_text("#!/bin/bash\n")
+    (tmp_path / launcher).chmod(0o755)
+    variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}
+    assert run(script, "small.toml", cwd=tmp_path, **variables).returncode == 0
+    assert [path.name for path in tmp_path.glob(".unfinished*")] == [".unfinished-71-0"]
 
 
 @pytest.mark.parametrize("name", ["train.sbatch", "train-mpirun.sbatch", "tensorboard.sbatch"])

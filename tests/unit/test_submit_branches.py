@@ -19,7 +19,7 @@ from hvd_batchgrow.cli.submit_branches import width_of
 from hvd_batchgrow.messages.errors import JobError
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.slurm.branch_jobs import BranchArray
-from hvd_batchgrow.slurm.branch_ledger import Submission, read_submissions
+from hvd_batchgrow.slurm.branch_ledger import Submission, read_submissions, write_submissions
 from hvd_batchgrow.slurm.chain import Site
 from hvd_batchgrow.slurm.ledger import submitting
 from hvd_batchgrow.slurm.render import ARGUMENTS, COMMAND, PROGRAM
@@ -228,7 +228,7 @@ def test_a_dry_run_prints_costs_scripts_and_commands(
     assert rows["2"] == ["2", "96", "0.1", "32", "2", "1:04", "min", "0.0356"]
     assert rows["4"] == ["4", "192", "0.2", "16", "2", "1:04", "min", "0.0356"]
     assert text.count("#!/usr/bin/env bash") == 2
-    assert text.count("#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=1\n#SBATCH --array=2,4\n") == 1
+    assert text.count("#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=1\n#SBATCH --ntasks=2\n#SBATCH --array=2,4\n") == 1
     lines = text.splitlines()[-4:]
     (FOLDER / "slurm").mkdir()
     subprocess.run(["bash", "-c", "\n".join(lines)], check=True)
@@ -326,6 +326,34 @@ def test_status_prints_the_jobs_of_branches(run: Path, calls: Calls, capsys: pyt
         f"k = 4 is not trained; see {FOLDER}/slurm/small-branches-11_4.out",
         "fix the cause, then repeat the command that submitted the branches: it submits only these",
     ]
+
+
+def test_a_table_job_that_fails_is_reported_although_an_older_table_exists(
+    run: Path, calls: Calls, capsys: pytest.CaptureFixture[str]
+) -> None:
+    FOLDER.mkdir(parents=True)
+    for name in ("table.txt", "table.json"):
+        (FOLDER / name).touch()
+    assert main(SUBMIT) == 0
+    finish(1, 2, 4)
+    queue("12 FAILED 0 NonZeroExitCode")
+    assert main(["status", str(run)]) == 1
+    assert f"the table was not printed; see {FOLDER}/slurm/small-table-12.out" in capsys.readouterr().out
+    assert not (FOLDER / "table.json").exists()
+
+
+def test_jobs_that_a_killed_submit_may_have_left_bar_another_submit(
+    run: Path, calls: Calls, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_submissions(FOLDER, [Submission((1, 2, 4))])
+    write_submissions(FOLDER.with_name("at-304-for-384-linear"), [Submission((1, 2), 3, 4)])
+    Path("bin/squeue").write_text(
+        '#!/bin/bash\ncase "$*" in *--name=small-branches*) printf "3\\n9\\n";; *--name=*) echo 4;; esac\n'
+    )
+    assert main(SUBMIT) == 1
+    error = "submit was interrupted while it submitted branches; squeue --me --name=small-branches shows 9, which may"
+    assert error in capsys.readouterr().err
+    assert calls() == []
 
 
 @pytest.mark.parametrize(

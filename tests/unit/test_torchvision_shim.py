@@ -89,6 +89,12 @@ def test_beside_a_cuda_build_nothing_is_declared(stand_in: Path, monkeypatch: py
     assert torchvision_shim._declared == []
 
 
+def test_a_module_that_exits_at_import_is_reported(stand_in: Path) -> None:
+    write(stand_in, {"userside.py": "import sys\nsys.exit(3)\n"})
+    with pytest.raises(NotFound, match=r"userside:value cannot be imported: SystemExit: 3 \(.*userside.py, line 2\)"):
+        find_callable("userside:value")
+
+
 def test_another_failure_of_torchvision_stays_as_it_is(stand_in: Path) -> None:
     write(stand_in, {"torchvision/__init__.py": "raise RuntimeError('built for another torch')"})
     with pytest.raises(NotFound, match="built for another torch"):

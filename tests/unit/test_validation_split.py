@@ -21,10 +21,9 @@ from hvd_batchgrow.data.pipeline.reader import Reader
 from hvd_batchgrow.data.source_checks import known_num_samples
 from hvd_batchgrow.data.validation_split import held_out_ids, with_validation
 from hvd_batchgrow.messages.errors import JobError
-from hvd_batchgrow.observers.console_tables import plan_text
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train.run.notes import notes_on_data
-from tests.helpers import NUM_TRAIN, encoded_samples, labels_of, small_job, small_source, write_idx_folder
+from tests.helpers import NUM_TRAIN, encoded_samples, labels_of, plan_text, small_job, small_source, write_idx_folder
 
 
 def numbered(count: int) -> DatasetPair:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import selectors
 import socket
 import threading
 import time
@@ -109,6 +112,56 @@ def test_a_connection_without_the_token_is_closed() -> None:
     client._connection.close()
     for connection in server._connections:
         connection.close()
+
+
+def test_a_connection_that_sends_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hvd_batchgrow.comm.wakeup._TOKEN_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("hvd_batchgrow.comm.wakeup.JOIN_TIMEOUT_S", PATIENCE_S)
+    server = WakeupServer(on_one_host=True)
+    with socket.create_connection(("127.0.0.1", server.port)) as stranger:
+        client = WakeupClient("127.0.0.1", server.port, TOKEN)
+        server.accept(1, TOKEN)
+        assert stranger.recv(1) == b""
+    client._connection.close()
+    for connection in server._connections:
+        connection.close()
+
+
+class Unreachable(socket.socket):
+    """A connection whose peer has no power."""
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        raise OSError(self.fault, os.strerror(self.fault))
+
+    fault = 0
+
+
+@pytest.mark.parametrize("fault", [errno.EHOSTUNREACH, errno.ETIMEDOUT])
+def test_a_host_without_power_is_reported(monkeypatch: pytest.MonkeyPatch, fault: int) -> None:
+    monkeypatch.setattr(Unreachable, "fault", fault)
+    server, (client,) = connect(1)
+    (connection,) = server._connections
+    lost = Unreachable(fileno=connection.detach())
+    server._connections = [lost]
+    server._readable = selectors.DefaultSelector()
+    server._readable.register(lost, selectors.EVENT_READ)
+    client._connection.sendall(b"!")
+    with pytest.raises(RunError, match="an idle rank has ended"):
+        wait_for_stop_request(server)
+    with pytest.raises(RunError, match="an idle rank has ended"):
+        server.wake(b"")
+    client._connection.close()
+    lost.close()
+
+
+def test_a_rank_that_does_not_answer_when_it_is_woken_is_reported() -> None:
+    server, (client,) = connect(1)
+    (connection,) = server._connections
+    connection.settimeout(0.1)
+    with pytest.raises(RunError, match="an idle rank has ended"):
+        server.wake(b"")
+    client._connection.close()
+    connection.close()
 
 
 def test_the_address_of_an_unreachable_rank_0_is_in_the_message() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,15 +13,17 @@ from hvd_batchgrow.comm.hardware import Hardware
 from hvd_batchgrow.job_file import load_job
 from hvd_batchgrow.messages.wording import short_time
 from hvd_batchgrow.observers.console import PlainConsole
-from hvd_batchgrow.observers.console_tables import plan_text, print_plan, result_table
-from hvd_batchgrow.observers.metrics import MetricsFile
+from hvd_batchgrow.observers.console_tables import print_plan, result_table
+from hvd_batchgrow.observers.metrics import MetricsFile, record_line
 from hvd_batchgrow.observers.progress import ProgressDisplay, work_progress
+from hvd_batchgrow.observers.progress_lines import RecentRecords
 from hvd_batchgrow.observers.tensorboard import TensorBoard
+from hvd_batchgrow.results.record_lines import TrainLine
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.schedule.twin import decay_twin
 from hvd_batchgrow.storage.json_lines import read_json_lines
 from hvd_batchgrow.train.events import Evaluation, Observer, RunEnded, RunStarted, TrainRecord
-from tests.helpers import NUM_TRAIN, small_job
+from tests.helpers import NUM_TRAIN, plan_text, small_job
 
 PLAN = compile_plan(small_job(), 2, NUM_TRAIN)
 
@@ -181,6 +184,20 @@ def test_on_a_terminal_there_is_a_bar(tmp_path: Path) -> None:
     run(shown, tmp_path, [160, 320])
     assert "━" in stream.getvalue()
     assert "small: done: 19 of 19 updates" in stream.getvalue()
+
+
+def test_a_record_of_skipped_updates_does_not_hide_the_loss_of_an_epoch() -> None:
+    recent = RecentRecords()
+    for loss, num_samples in ((1.0, 30), (math.nan, 60), (2.0, 10)):
+        recent.add(TrainLine.of(record_line(replace(record(16), loss=loss)), "top1"), num_samples)
+    assert "loss 1.2500, " in recent.text()  # (30 · 1 + 10 · 2) / 40
+
+
+def test_after_lost_ranks_no_checkpoint_is_promised(tmp_path: Path) -> None:
+    shown, stream = display(terminal=False)
+    shown.on_end(replace(ended(tmp_path, done=False), lost_ranks=True))
+    report = "small: stopped after 19 of 19 updates, 720 samples in 10 s: ranks were lost; the run continues without"
+    assert report in stream.getvalue()
 
 
 def test_the_plan_table_has_a_row_a_phase() -> None:

@@ -224,6 +224,21 @@ def test_a_resume_with_fewer_lines_is_noticed(tmp_path: Path, steps: list[Callab
     assert "phase 4: global batch 16, lr 0.05" in lines
 
 
+def test_the_time_left_is_that_of_the_last_attempt(tmp_path: Path) -> None:
+    run = Run(tmp_path, [])
+    run.plan()
+    # The first attempt needed 1 s for an update, the second one needs 4 s.
+    run.append(line(16, 1), line(32, 2), line(48, 3, samples_per_s=4.0))
+    (run.folder / "record.json").write_text(json.dumps({"attempts": [{"start_samples": 0}, {"start_samples": 32}]}))
+    follower = RunFollower(run.folder, lambda: 0.0)
+    list(follower.poll())
+    follower.metrics.close()
+    assert follower.state is not None
+    to_go = follower.state.to_go()
+    assert to_go is not None
+    assert to_go.phase_s == pytest.approx((PLAN.schedule.phases[0].end_samples - 48) / 4)
+
+
 def test_a_decision_and_the_plan_that_it_makes_are_shown(tmp_path: Path, steps: list[Callable[[], object]]) -> None:
     run = Run(tmp_path, steps, terminal=True)
     run.plan()

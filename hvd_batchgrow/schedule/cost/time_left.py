@@ -49,8 +49,8 @@ class TimeLeft:
         updates, total = self._seen.get(samples_per_rank, (0.0, 0.0))
         self._seen[samples_per_rank] = updates / 2 + num_updates, total / 2 + seconds
 
-    def seconds(self, phases: Sequence[PhaseSize], samples: int) -> tuple[float, float] | None:
-        """Return the seconds that are left in the phase and in the run; None before the first update.
+    def seconds(self, phases: Sequence[PhaseSize], samples: int) -> list[float] | None:
+        """Return the seconds that are left in each phase; None before the first update.
 
         Args:
             phases: of the plan, as it is known now.
@@ -64,11 +64,9 @@ class TimeLeft:
             fixed_s, sample_s = 0.0, float(each[0] / sizes[0])
         else:
             fixed_s, sample_s = map(float, nonnegative_fit(np.stack([np.ones_like(sizes), sizes], 1), each, each))
-        left = [
-            (phase.end_samples - max(samples, phase.start_samples))
+        return [
+            max(0, phase.end_samples - max(samples, phase.start_samples))
             / phase.global_batch
             * (fixed_s + sample_s * phase.global_batch / phase.ranks)
             for phase in phases
-            if samples < phase.end_samples
         ]
-        return (left[0], sum(left)) if left else (0.0, 0.0)

@@ -204,7 +204,7 @@ def _own_function(name: str) -> Callable[[float], float]:
     def multiple_at(epoch: float) -> float:
         try:
             multiple = float(function(epoch))
-        except Exception as error:  # the user's own code
+        except (Exception, SystemExit) as error:  # the user's own code
             raise JobError(
                 [Fault("schedule.lr_schedule", f"{name}({epoch:g}) failed: {describe_error(error)}")]
             ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -215,8 +216,8 @@ def read_description(run: Path) -> ModelDescription:
     except (FileNotFoundError, NotADirectoryError):
         if not (run / "job.toml").exists():
             raise RunError(f"{run} does not hold a run{near_folder(run)}") from None
-        remedy = f"resume the run once, which writes it: hvd-batchgrow train {run / 'job.toml'} --resume auto"
-        where = f" --runs-dir {run.parent}"
-        raise RunError(f"{path} is missing, because an older version trained this run; {remedy}{where}") from None
+        words = ["hvd-batchgrow", "train", str(run / "job.toml"), "--resume", "auto", "--runs-dir", str(run.parent)]
+        remedy = f"resume the run once, which writes it: {shlex.join(words)}"
+        raise RunError(f"{path} is missing, because an older version trained this run; {remedy}") from None
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror or error}") from None
