@@ -59,7 +59,7 @@ CLAIMS = Study(
         Arm("hybrid", HYBRID, seeds=FIVE),
         Arm("grow", GROW, seeds=FIVE),
         Arm("max_batch_2560", GROW, keys(schedule__max_batch="2560"), seeds=FIVE),
-        Arm("late", LATE, seeds=FIVE),
+        Arm("late", LATE, has_twin=True, seeds=FIVE),
         Arm("adabatch_small", ADABATCH, FIXED, seeds=FIVE),
         Arm("adabatch_large", ADABATCH, FIXED | LARGE, seeds=FIVE),
         Arm("adabatch_grow", ADABATCH, seeds=FIVE),
@@ -87,7 +87,7 @@ _table = partial(Table, study=CLAIMS, page=PAGE, margin=MARGIN)
 TABLES = (
     Table("ablation", ABLATION, PAGE, dataset="validation", margin=MARGIN, with_twins=True),
     Table("ablation_test", ABLATION, PAGE, margin=MARGIN, with_twins=True),
-    _table("momentum", names=("decay", "hybrid", "grow", "max_batch_2560", "late"), with_figures=True),
+    _table("momentum", names=("decay", "hybrid", "grow", "max_batch_2560", "late-twin", "late"), with_figures=True),
     _table("nesterov", names=("nesterov_decay", "nesterov_hybrid", "nesterov_grow")),
     _table("no_momentum", names=("no_momentum_decay", "no_momentum_hybrid", "no_momentum_grow")),
     _table("adam", names=("adam-twin", "adam_hybrid", "adam", "adam_seesaw")),
