@@ -18,7 +18,7 @@ CHUNK, CHUNKS = 1 << 16, 32
 
 
 def read(num_samples: int) -> int:
-    """Read two million ids of a new stream, from the middle of the first epoch on."""
+    """Read two million ids of a new stream, from a third of the first epoch on; a small set takes many epochs."""
     stream = Stream(num_samples, seed=0)
     start = num_samples // 3
     for k in range(CHUNKS):

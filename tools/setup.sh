@@ -280,7 +280,7 @@ go_without_horovod() {
     touch "$NO_HOROVOD"
     [ "$PURPOSE" = train ] || die "the tests need Horovod"
     say "Training works without it: under mpirun, srun and torchrun, ranks communicate through torch.distributed."
-    say "Only horovodrun, and therefore elastic runs, needs Horovod."
+    say "Only horovodrun needs Horovod. Elastic runs work under torchrun too (docs/growing-ranks.md)."
 }
 
 # --------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ tools/check.sh
 
 # Tests of each part of tests/launch, tests/slurm and tests/storm often wait (a fifth of the time with one process per
 # core), so all parts run side by side, in one process more than there are cores. The longest parts come first.
-step "launch forms, a real Slurm of four virtual hosts, a storm of kills (make storm: the long form), tests in one process"
+step "launch forms, a real Slurm on five virtual hosts, a storm of kills (make storm: the long form), tests in one process"
 timeout 3000 pytest -q -m "not long" -n "$((cores + 1))" --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
     "${coverage[@]}" --basetemp "$scratch/all" \
     tests/slurm tests/launch tests/storm tests/parallel tests/unit

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,16 @@ def test_a_torchvision_that_fits_stays(checkout: Path, torch: str, torchvision: 
     done = set_up(checkout, "train", HVD_BATCHGROW_CUDA="0" if torch.endswith("+cpu") else "1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert not (checkout / ".venv" / "bin" / "torchvision-calls").exists()
+
+
+def test_the_conda_environment_has_every_dependency_of_the_package() -> None:
+    names = {"matplotlib": "matplotlib-base", "torch": "pytorch-gpu"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    environment = (ROOT / "tools/conda-environment.yml").read_text()
+    for requirement in project["dependencies"]:
+        name, _, version = requirement.partition(">=")
+        wanted = names.get(name, name) + ("" if name == "torch" else f">={version}")
+        assert f"\n  - {wanted}\n" in environment
 
 
 def test_a_python_that_is_too_old_is_refused_with_the_remedy(checkout: Path) -> None:
