@@ -2,9 +2,9 @@
 
 python -m benchmarks.lars [--turns 15] [--threads 1] [--device cuda]
 
-The contestants are this package's LARS; torch's SGD, whose update LARS scales; and both variants of timm's LARS if
-timm is installed (pip install --no-deps timm), else a loop over the tensors that follows the formulas. All use
-momentum and weight decay. A turn ends when the GPU has finished.
+The contestants are this package's LARS; torch's SGD, whose update LARS scales, in its three forms; and both variants of
+timm's LARS if timm is installed (pip install --no-deps timm), else a loop over the tensors that follows the formulas.
+All use momentum and weight decay. A turn ends when the GPU has finished.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ def loop(parameters: list[nn.Parameter], buffers: list[Tensor]) -> None:
         parameter.sub_(buffer)
 
 
-REFERENCE = "torch SGD, foreach"
+REFERENCE = "torch SGD"
+"""As torch chooses: on a CPU a loop over the tensors, on a GPU foreach."""
 
 
 def contestant(update: Callable[[], object], device: torch.device) -> Callable[[], int]:
@@ -112,7 +113,9 @@ def contestant(update: Callable[[], object], device: torch.device) -> Callable[[
 def contestants(device: torch.device) -> dict[str, Callable[[], int]]:
     """Return the contestants for a device."""
     optimizers: dict[str, Any] = {
-        REFERENCE: torch.optim.SGD(in_groups(make_parameters(device)), LR, MOMENTUM, foreach=True),
+        REFERENCE: torch.optim.SGD(in_groups(make_parameters(device)), LR, MOMENTUM),
+        "torch SGD, foreach": torch.optim.SGD(in_groups(make_parameters(device)), LR, MOMENTUM, foreach=True),
+        "torch SGD, fused": torch.optim.SGD(in_groups(make_parameters(device)), LR, MOMENTUM, fused=True),
         "hvd_batchgrow Lars": Lars(in_groups(make_parameters(device)), LR, MOMENTUM),
     }
     if (timm := timm_lars()) is not None:
