@@ -30,11 +30,11 @@ from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.train.malloc_tuning import keep_freed_memory
 from hvd_batchgrow.train.update.engine import UpdateEngine
 from hvd_batchgrow.train.update.forward import MicroBatch
-from hvd_batchgrow.train.update.gradients import GradientBuckets
+from hvd_batchgrow.train.update.gradients import GradientBuckets, bucket_size
 
 HOSTS = (1, 2, 4)
 OVERLAPPED, EXACT, AFTER = "hvd_batchgrow", "… in exact mode", "… after the backward"
-DDP = "DDP over Gloo, no_sync"
+DDP, DDP_SMALL = "DDP over Gloo, no_sync", "… with buckets of 1.4 MB"
 NUM_SAMPLES = 8
 """Samples of a micro-batch, which is one ghost batch."""
 
@@ -49,7 +49,8 @@ def work(seconds: float, num_passes: int, turns: int) -> None:
         OVERLAPPED: engine(ranks, seconds, num_passes, GradientBuckets),
         EXACT: engine(ranks, seconds, num_passes, GradientBuckets, exact=True),
         AFTER: engine(ranks, seconds, num_passes, AfterBackward),
-        DDP: by_ddp(seconds, num_passes),
+        DDP: by_ddp(seconds, num_passes, bucket_mib=25),
+        DDP_SMALL: by_ddp(seconds, num_passes, bucket_mib=bucket_size([*SleepingNetwork(0.0).parameters()]) / 2**20),
     }
     rates = take_turns(contestants, turns)
     if ranks.rank == 0:
@@ -97,9 +98,10 @@ def engine(
     return run
 
 
-def by_ddp(seconds: float, num_passes: int) -> Callable[[], int]:
-    """Return the contestant of DistributedDataParallel."""
-    model = nn.parallel.DistributedDataParallel(SleepingNetwork(seconds / NUM_SAMPLES))
+def by_ddp(seconds: float, num_passes: int, *, bucket_mib: float) -> Callable[[], int]:
+    """Return the contestant of DistributedDataParallel, with buckets of its default of 25 MiB or of another size."""
+    network = SleepingNetwork(seconds / NUM_SAMPLES)
+    model = nn.parallel.DistributedDataParallel(network, bucket_cap_mb=bucket_mib)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
     inputs, labels = samples()
 
