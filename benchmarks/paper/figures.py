@@ -58,7 +58,7 @@ class _Series:
 def _training_loss(run: RunFiles) -> _Series:
     """Return the means over consecutive records: a hundred points are enough for a figure."""
     epochs = run.column("epoch")
-    means = thin(Points(epochs, run.column("loss")), np.diff(run.column("samples"), prepend=0.0), most=100)
+    means = thin(Points(epochs, run.column("loss")), run.record_samples, most=100)
     return _Series(means.x, np.interp(means.x, epochs, run.column("updates")), means.y)
 
 

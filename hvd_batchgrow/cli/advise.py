@@ -16,7 +16,8 @@ from hvd_batchgrow.config.schedules import LrRule
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError, RunError
 from hvd_batchgrow.schedule.adaptive.noise_record import read_observations
-from hvd_batchgrow.schedule.advice import Advice, RecordedRun, advise
+from hvd_batchgrow.schedule.advice import Advice, advise
+from hvd_batchgrow.schedule.recorded_run import RecordedRun
 from hvd_batchgrow.storage.json_lines import read_json_lines
 from hvd_batchgrow.storage.strict_json import dump_json
 

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from hvd_batchgrow.observers.console_tables import number_table
 from hvd_batchgrow.schedule.adaptive.noise_record import Observation, typical
-from hvd_batchgrow.schedule.advice import Advice, AdvisedPhase, RecordedRun
+from hvd_batchgrow.schedule.advice import Advice, AdvisedPhase
+from hvd_batchgrow.schedule.recorded_run import RecordedRun
 
 _ROWS = 12
 """Number of segments of equal length in the table of a run; a segment in which the batch changes is split."""

@@ -11,8 +11,8 @@ import tomli_w
 from rich.table import Table
 
 from hvd_batchgrow.observers.console_tables import number_table
-from hvd_batchgrow.schedule.advice import RecordedRun
 from hvd_batchgrow.schedule.branch_advice import BranchAdvice, CriticalBatch
+from hvd_batchgrow.schedule.recorded_run import RecordedRun
 
 
 def critical_table(run: RecordedRun, found: Sequence[CriticalBatch]) -> Table:

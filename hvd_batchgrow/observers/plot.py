@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from hvd_batchgrow.messages.errors import RunError
-from hvd_batchgrow.schedule.advice import Advice, RecordedRun
+from hvd_batchgrow.schedule.advice import Advice
 from hvd_batchgrow.schedule.phases import Phase, Schedule
 from hvd_batchgrow.schedule.plan import Plan
+from hvd_batchgrow.schedule.recorded_run import RecordedRun
 
 _WARMUP_POINTS = 200
 """Points of a warm-up that are drawn, about."""

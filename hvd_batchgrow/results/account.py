@@ -107,9 +107,9 @@ def _phases(run: RunFiles) -> tuple[PhaseDone, ...]:
     of_phase = np.searchsorted(starts, run.column("samples") - run.record_samples, side="right") - 1
     updates, found = np.diff(np.nan_to_num(run.column("updates")), prepend=0.0), []
     for index, phase in enumerate(phases):
-        rows = of_phase == index
         if not phase["num_updates"]:
             continue
+        rows = of_phase == index
         found.append(
             PhaseDone(
                 index=index,

@@ -15,7 +15,7 @@ import itertools
 import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,60 +35,14 @@ from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.policies.grow import GrowSchedule
 from hvd_batchgrow.schedule.policies.seesaw import SeesawSchedule
 from hvd_batchgrow.schedule.policies.steps import StepsSchedule
+from hvd_batchgrow.schedule.recorded_run import MIN_FACTOR, RecordedRun
 from hvd_batchgrow.schedule.rounding import samples_at
 from hvd_batchgrow.schedule.triggers.none import NoTrigger
 
-MIN_FACTOR = 1.25
-"""Smallest growth that is worth a phase; the triggers' default."""
 HOLD_EPOCHS = 0.25
 """Epochs of evidence before a step, and of training after it; the trigger's default."""
 BELOW = 0.1
 """Fraction of the samples after a step in which the evidence may be below the batch: one low record is ignored."""
-_STAYED = 1.05
-"""Factor below which a fall of the noise scale is only rounding."""
-
-
-@dataclass(frozen=True)
-class RecordedRun:
-    """Schedule and gradient noise that a run folder has recorded."""
-
-    folder: str
-    """Name of the folder in messages."""
-    job: Job
-    num_samples: int
-    """N."""
-    num_updates: int
-    """Updates of its plan, done or not."""
-    phases: tuple[Mapping[str, Any], ...]
-    """Phases of plan.json."""
-    seen: tuple[Observation, ...]
-
-    @property
-    def first_batch(self) -> int:
-        """B at sample 0."""
-        return int(self.phases[0]["global_batch"])
-
-    @property
-    def ranks(self) -> int:
-        """The most ranks of any phase."""
-        return max(int(phase["ranks"]) for phase in self.phases)
-
-    @property
-    def falls(self) -> list[float]:
-        """Factor by which the noise scale has fallen in each phase; a rise counts as constant."""
-        first = self.phases[0]["noise_scale"]
-        return list(itertools.accumulate((first / phase["noise_scale"] for phase in self.phases), max))
-
-    @property
-    def noise_fell(self) -> bool:
-        """Whether the noise scale fell by more than rounding, because ε decayed or B grew."""
-        return self.falls[-1] > _STAYED
-
-    @property
-    def unit(self) -> int:
-        """Samples of which every batch that the run's ranks can form is a multiple."""
-        first, every = self.first_batch, self.job.model.ghost_batch * self.ranks
-        return every if first % every == 0 else first
 
 
 @dataclass(frozen=True)
@@ -386,19 +340,13 @@ def _measured_name(name: str) -> str:
     return f"{before[1]}-measured{int(before[2] or 1) + 1}" if before else f"{name}-measured"
 
 
-def least_growth(run: RecordedRun) -> int:
-    """Return the smallest batch to which a run may grow from its first one."""
-    return math.ceil(MIN_FACTOR * run.first_batch / run.unit) * run.unit
-
-
 def _nothing_supported(run: RecordedRun, headroom: float) -> RunError:
-    lows = [typical(run.seen, lambda o: o.low, share) for share in (BELOW, 0.5, 1.0)]
-    low, middle, top = (f"{low or 0:,.0f}" for low in lows)
-    first, unit, least = run.first_batch, run.unit, least_growth(run)
+    low, middle, top = (f"{typical(run.seen, lambda o: o.low, share) or 0:,.0f}" for share in (BELOW, 0.5, 1.0))
+    least = run.least_growth
     weak = "".join(f"\n  {text}" for text in weaknesses(run.seen, run.job, run.num_samples))
     return RunError(
         f"{run.folder}: no growth is supported: the lower end of B_simple was {low} to {top}, {middle} in the middle; "
-        f"for the least growth, {first} → {least} in steps of {unit}, it must hold {headroom * least:,.0f} for "
-        f"{HOLD_EPOCHS:g} epochs, leave as much of the run to grow in, and N/10 = {run.num_samples // 10:,} "
-        f"must allow it{weak}"
+        f"for the least growth, {run.first_batch} → {least} in steps of {run.unit}, it must hold "
+        f"{headroom * least:,.0f} for {HOLD_EPOCHS:g} epochs, leave as much of the run to grow in, and "
+        f"N/10 = {run.num_samples // 10:,} must allow it{weak}"
     )

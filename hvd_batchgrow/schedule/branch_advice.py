@@ -18,17 +18,15 @@ from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.schedule.adaptive.noise_record import Observation
 from hvd_batchgrow.schedule.advice import (
     HOLD_EPOCHS,
-    MIN_FACTOR,
-    RecordedRun,
     growth_cap,
     in_place_of_decay,
-    least_growth,
     shared_keys,
     without_growth,
 )
 from hvd_batchgrow.schedule.branches import BranchLrRule
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.policies.steps import StepsSchedule
+from hvd_batchgrow.schedule.recorded_run import MIN_FACTOR, RecordedRun
 from hvd_batchgrow.schedule.rounding import samples_at
 
 
@@ -136,7 +134,7 @@ def _nothing_supported(run: RecordedRun, found: Sequence[CriticalBatch]) -> RunE
     seen = ", ".join(f"{one.critical:,} at sample {one.samples:,}" for one in found)
     return RunError(
         f"{run.folder}: no growth is supported: the critical batch was {seen}; the least growth is "
-        f"{run.first_batch:,} → {least_growth(run):,} in steps of {run.unit:,}, within N/10 = "
+        f"{run.first_batch:,} → {run.least_growth:,} in steps of {run.unit:,}, within N/10 = "
         f"{run.num_samples // 10:,}, and {HOLD_EPOCHS:g} epochs before the end of the run\n"
         "  branch at later checkpoints (--at), or with --tolerance"
     )

@@ -29,13 +29,13 @@ from hvd_batchgrow.schedule.adaptive.noise_record import (
 )
 from hvd_batchgrow.schedule.advice import (
     HOLD_EPOCHS,
-    RecordedRun,
     _measured_name,
     advise,
     supported_limit,
     supported_steps,
 )
 from hvd_batchgrow.schedule.plan import compile_plan
+from hvd_batchgrow.schedule.recorded_run import RecordedRun
 from tests.helpers import job_tree, small_job
 
 GOLDEN = Path(__file__).parent / "golden" / "advice"

@@ -16,10 +16,10 @@ from hvd_batchgrow.config.schedules import LrRule
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.results.branching import read_branch
-from hvd_batchgrow.schedule.advice import RecordedRun
 from hvd_batchgrow.schedule.branch_advice import CriticalBatch, advise_from_branches, needed_lr_rule
 from hvd_batchgrow.schedule.branches import BranchLrRule
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
+from hvd_batchgrow.schedule.recorded_run import RecordedRun
 from tests.helpers import plan_tree
 
 N, B = 64_000, 128

@@ -102,23 +102,13 @@ def test_a_rank_that_does_not_connect_is_reported(monkeypatch: pytest.MonkeyPatc
         connection.close()
 
 
-def test_a_connection_without_the_token_is_closed() -> None:
-    server = WakeupServer(on_one_host=True)
-    with socket.create_connection(("127.0.0.1", server.port)) as stranger:
-        stranger.sendall(b"GET / HTTP/1.1\r\n")
-        client = WakeupClient("127.0.0.1", server.port, TOKEN)
-        server.accept(1, TOKEN)
-        assert stranger.recv(1) == b""
-    client._connection.close()
-    for connection in server._connections:
-        connection.close()
-
-
-def test_a_connection_that_sends_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sent", [b"GET / HTTP/1.1\r\n", b""])
+def test_a_connection_without_the_token_is_closed(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
     monkeypatch.setattr("hvd_batchgrow.comm.wakeup._TOKEN_TIMEOUT_S", 0.1)
     monkeypatch.setattr("hvd_batchgrow.comm.wakeup.JOIN_TIMEOUT_S", PATIENCE_S)
     server = WakeupServer(on_one_host=True)
     with socket.create_connection(("127.0.0.1", server.port)) as stranger:
+        stranger.sendall(sent)
         client = WakeupClient("127.0.0.1", server.port, TOKEN)
         server.accept(1, TOKEN)
         assert stranger.recv(1) == b""
