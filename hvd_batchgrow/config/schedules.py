@@ -1,4 +1,4 @@
-"""`[schedule]`: the keys that all policies share. A file of `schedule/policies/` has a policy's own keys."""
+"""`[schedule]`: the keys that policies share. A file of `schedule/policies/` has a policy's own keys."""
 
 from __future__ import annotations
 
@@ -55,20 +55,17 @@ class ScheduleBase(Section):
     @property
     def stated_limit(self) -> int | str | None:
         """`max_batch` as written in the job file; None: no limit, or the policy does not have this key."""
-        limit: int | str | None = getattr(self, "max_batch", None)
-        return limit
+        return None
 
     @property
     def rule(self) -> LrRule:
         """`lr_rule`, which not every policy has."""
-        rule: LrRule = getattr(self, "lr_rule", "none")
-        return rule
+        return "none"
 
     @property
     def stated_unit(self) -> int | None:
         """`batch_multiple` as written in the job file; None: its default, or the policy does not have this key."""
-        unit: int | None = getattr(self, "batch_multiple", None)
-        return unit
+        return None
 
     def batch_unit(self, ghost_batch: int) -> int:
         """Return the samples of which every batch is a whole multiple."""
@@ -79,3 +76,36 @@ class ScheduleBase(Section):
         if isinstance(stated := self.stated_limit, str):
             return num_samples // int(stated.removeprefix("N/")) // unit * unit
         return stated
+
+
+class GrowthKeys(ScheduleBase):
+    """Keys of policies that grow the batch."""
+
+    max_batch: MaxBatch = None
+    """Largest batch: samples, or "N/10". The learning rate decays instead once it is reached. None: no limit."""
+    batch_multiple: PositiveInt | None = None
+    """Every batch is a whole multiple of this, so that the ranks can form it. None: of `model.ghost_batch`, or with the
+    policies import and adaptive of `global_batch`."""
+
+    @property
+    def stated_limit(self) -> int | str | None:
+        """`max_batch` as written in the job file; None: no limit."""
+        return self.max_batch
+
+    @property
+    def stated_unit(self) -> int | None:
+        """`batch_multiple` as written in the job file; None: its default."""
+        return self.batch_multiple
+
+
+class LrRuleKeys(ScheduleBase):
+    """The key of policies whose learning rate may follow the batch."""
+
+    lr_rule: LrRule = "none"
+    """Factor of the learning rate when the batch has grown by κ: none: 1; linear: κ; sqrt: √κ; adam and adam_linear:
+    √κ, with new β₁, β₂ and eps."""
+
+    @property
+    def rule(self) -> LrRule:
+        """`lr_rule` of the job file."""
+        return self.lr_rule

@@ -13,7 +13,8 @@ from torch.nn.parameter import is_lazy
 
 from hvd_batchgrow.data.tensor_tree import Tree, map_tensors
 
-_INPUT_TYPES: WeakKeyDictionary[nn.Module, torch.dtype] = WeakKeyDictionary()
+_INPUT_TYPES: WeakKeyDictionary[nn.Module, tuple[torch.dtype, torch.dtype]] = WeakKeyDictionary()
+"""Of each network, the type of its first parameter, and the type of its inputs that was found then."""
 
 
 def parameter_faults(model: nn.Module) -> list[str]:
@@ -57,12 +58,14 @@ def input_type(model: nn.Module) -> torch.dtype:
     """Return the type that inputs are cast to before the forward.
 
     It is the type of the floating-point parameters if they all have the same, as torch's layers require. A network
-    with several types must cast its inputs itself, and gets float32.
+    with several types must cast its inputs itself, and gets float32. Finding it takes milliseconds in a large network.
+    So it is found at the first call, and again when the first parameter has another type, as after `model.half()`.
     """
-    if model not in _INPUT_TYPES:
+    first = next(model.parameters()).dtype
+    if model not in _INPUT_TYPES or _INPUT_TYPES[model][0] != first:
         types = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
-        _INPUT_TYPES[model] = types.pop() if len(types) == 1 else torch.float32
-    return _INPUT_TYPES[model]
+        _INPUT_TYPES[model] = first, types.pop() if len(types) == 1 else torch.float32
+    return _INPUT_TYPES[model][1]
 
 
 def network_inputs(inputs: Tree, model: nn.Module) -> Tree:

@@ -19,6 +19,9 @@ from hvd_batchgrow.train.parts import TrainingParts
 from hvd_batchgrow.train.update.engine import UpdateResult
 from hvd_batchgrow.train.update.weight_average import WeightAverage
 
+_SAVED_RESULTS = ("samples", "loss", "metrics", "updates", "dataset", "average_loss", "average_metrics")
+"""What a checkpoint keeps of the last evaluation."""
+
 
 @dataclass(frozen=True)
 class ReplayTally:
@@ -122,9 +125,7 @@ class TrainState:
             self.average.load_state_dict(checkpoint.average)
         engine.load_state_dict(vars(checkpoint))
         if last and last["samples"] == self.samples:
-            dataset = last.get("dataset", "test")
-            results, updates = (last["loss"], last["metrics"]), last.get("updates")
-            self.evaluation = Evaluation(self.samples, self.epoch, *results, updates=updates, dataset=dataset)
+            self.evaluation = Evaluation(epoch=self.epoch, **last)
         if checkpoint.best.get("metric") == self._parts.job.checkpoint.keep_best:
             self.best = dict(checkpoint.best)
         self.growth.load(checkpoint.growth)
@@ -139,9 +140,7 @@ class TrainState:
             model=self._parts.model.state_dict(),
             optimizer=self._parts.optimizer.state_dict(),
             elapsed_s=self.elapsed_s,
-            evaluation={key: getattr(last, key) for key in ("samples", "loss", "metrics", "updates", "dataset")}
-            if last
-            else {},
+            evaluation={key: getattr(last, key) for key in _SAVED_RESULTS} if last else {},
             average=self.average.state_dict() if self.average else {},
             loss_scale=engine["loss_scale"] or {},
             num_skipped=self.num_skipped,

@@ -166,3 +166,12 @@ def test_adam_stops_and_resumes_like_sgd(ranks: Ranks, tmp_path: Path) -> None:
     train(job, ranks, tmp_path / "parts", stop=StopAfter(11, here=ranks.rank == 0))
     resumed, _ = train(job, ranks, tmp_path / "parts", checkpoint=newest(ranks, tmp_path / "parts"))
     assert digest(resumed) == digest(whole)
+
+
+def test_a_finished_run_that_is_started_again_has_its_last_results(ranks: Ranks, tmp_path: Path) -> None:
+    job = small_job(update={"ema_samples": 64}, data={"pipeline": "torch"})
+    _, ended = train(job, ranks, tmp_path)
+    assert ended.evaluation is not None
+    assert ended.evaluation.average_metrics.keys() == ended.evaluation.metrics.keys()
+    _, again = train(job, ranks, tmp_path, checkpoint=newest(ranks, tmp_path))
+    assert again.evaluation == ended.evaluation

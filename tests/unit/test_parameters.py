@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.comm.ranks import SingleRank
-from hvd_batchgrow.nn.parameters import gradient_strides, input_type, is_dense, make_dense, parameter_faults
+from hvd_batchgrow.nn.parameters import (
+    gradient_strides,
+    input_type,
+    is_dense,
+    make_dense,
+    network_inputs,
+    parameter_faults,
+)
 from hvd_batchgrow.optim.build import build_optimizer
 from hvd_batchgrow.train.update.engine import UpdateEngine
 from hvd_batchgrow.train.update.weight_average import WeightAverage
@@ -114,6 +121,13 @@ def test_inputs_have_the_type_that_all_parameters_share_or_else_float32(
 ) -> None:
     parameters: dict[str, Any] = {f"p{k}": torch.zeros(2, dtype=dtype) for k, dtype in enumerate(dtypes)}
     assert input_type(Holder(**parameters)) == expected
+
+
+def test_inputs_follow_a_network_that_is_converted_later() -> None:
+    network = nn.Linear(3, 2)
+    assert network_inputs(torch.zeros(1, 3), network).dtype == torch.float32
+    assert network_inputs(torch.zeros(1, 3), network.double()).dtype == torch.float64
+    assert network_inputs(torch.zeros(1, 3), network.to(torch.bfloat16)).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "lars"])

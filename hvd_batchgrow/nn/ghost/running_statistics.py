@@ -26,7 +26,7 @@ def reestimate_running_statistics(model: nn.Module, batches: Iterable[Tensor]) -
         batches: inputs, each of a multiple of γ samples.
 
     Raises:
-        ValueError: no batch reached a norm, or a batch is not a multiple of γ.
+        ValueError: no batch reached any norm, or a batch is not a multiple of γ.
 
     Source: PreciseBN, Wu & Johnson 2021 (arXiv 2105.07576), section 3. Unlike here, its variance is that
     of all samples, which includes the variance between the means.

@@ -7,8 +7,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from hvd_batchgrow.config.schedules import MaxBatch
-from hvd_batchgrow.config.types import PositiveFloat, PositiveInt
+from hvd_batchgrow.config.schedules import GrowthKeys
+from hvd_batchgrow.config.types import PositiveFloat
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.schedule.policy import POLICIES, BatchPolicy
 from hvd_batchgrow.schedule.rounding import decimal
@@ -18,7 +18,7 @@ _MOST_STAGES = 1000
 
 
 @POLICIES.add
-class AdaBatchSchedule(BatchPolicy):
+class AdaBatchSchedule(GrowthKeys, BatchPolicy):
     """Every `every_epochs`, multiply the batch by β and the learning rate by α: the noise scale falls by β/α.
 
     With `exact_noise` the batch lowers the exact noise scale by β, and so never reaches N.
@@ -27,10 +27,6 @@ class AdaBatchSchedule(BatchPolicy):
     """
 
     policy: Literal["adabatch"]
-    max_batch: MaxBatch = None
-    """Largest batch: samples, or "N/10". None: no limit."""
-    batch_multiple: PositiveInt | None = None
-    """Every batch is a whole multiple of this, so that the ranks can form it. None: of `model.ghost_batch`."""
     every_epochs: PositiveFloat
     """Epochs between steps."""
     batch_factor: Annotated[float, Field(ge=1)] = 2.0

@@ -11,8 +11,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config.schedules import LrRule, MaxBatch
-from hvd_batchgrow.config.types import FloatList, PositiveInt
+from hvd_batchgrow.config.schedules import GrowthKeys, LrRuleKeys, MaxBatch
+from hvd_batchgrow.config.types import FloatList
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.batch_unit import unit_faults
@@ -26,7 +26,7 @@ from hvd_batchgrow.schedule.weight_decay import apply_weight_decay_rule
 
 
 @POLICIES.add
-class AdaptiveSchedule(BatchPolicy):
+class AdaptiveSchedule(GrowthKeys, LrRuleKeys, BatchPolicy):
     """Grow the batch when `[trigger]` decides to.
 
     With AdaScale an update at a gain r makes as much progress as r updates of the base batch: r B₀ samples. Boundaries
@@ -43,11 +43,6 @@ class AdaptiveSchedule(BatchPolicy):
     """Epochs at which the learning rate is divided by `lr_factor`, in addition to what the trigger decides."""
     lr_factor: Annotated[float, Field(gt=1)] = 10.0
     """Divisor of the learning rate at `lr_boundaries_epochs`."""
-    batch_multiple: PositiveInt | None = None
-    """Every batch is a whole multiple of this, so that the ranks can form it. None: of `global_batch`."""
-    lr_rule: LrRule = "none"
-    """Factor of the learning rate when the batch has grown by κ: none: 1; linear: κ; sqrt: √κ; adam: √κ, with new β₁,
-    β₂ and eps; adam_linear: κ, in the same way."""
 
     is_adaptive: ClassVar[bool] = True
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from hvd_batchgrow.config.schedules import LrRule, MaxBatch
-from hvd_batchgrow.config.types import PositiveInt
+from hvd_batchgrow.config.schedules import GrowthKeys, LrRuleKeys
 from hvd_batchgrow.schedule.policies.boundaries import BoundaryPolicy
 from hvd_batchgrow.schedule.policy import POLICIES
 from hvd_batchgrow.schedule.stages import Stage, Start
 
 
 @POLICIES.add
-class GrowSchedule(BoundaryPolicy):
+class GrowSchedule(GrowthKeys, LrRuleKeys, BoundaryPolicy):
     """Grow the batch so that the noise scale falls by f at every boundary, at a constant learning rate.
 
     An `lr_rule` alone sets the learning rate. Its κ follows the formed batch, so rounding and limit need no correction.
@@ -22,13 +21,6 @@ class GrowSchedule(BoundaryPolicy):
     """
 
     policy: Literal["grow"]
-    max_batch: MaxBatch = None
-    """Largest batch: samples, or "N/10". The learning rate decays instead once it is reached. None: no limit."""
-    batch_multiple: PositiveInt | None = None
-    """Every batch is a whole multiple of this, so that the ranks can form it. None: of `model.ghost_batch`."""
-    lr_rule: LrRule = "none"
-    """Factor of the learning rate when the batch has grown by κ: none: 1; linear: κ; sqrt: √κ; adam and adam_linear:
-    √κ, with new β₁, β₂ and eps."""
 
     def stages(self, start: Start) -> list[Stage]:
         stages = [

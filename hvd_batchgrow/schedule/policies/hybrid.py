@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config.schedules import MaxBatch
-from hvd_batchgrow.config.types import PositiveInt
+from hvd_batchgrow.config.schedules import GrowthKeys
 from hvd_batchgrow.messages.errors import Fault
 from hvd_batchgrow.schedule.policies.boundaries import BoundaryPolicy
 from hvd_batchgrow.schedule.policy import POLICIES
@@ -16,17 +15,13 @@ from hvd_batchgrow.schedule.stages import Stage, Start
 
 
 @POLICIES.add
-class HybridSchedule(BoundaryPolicy):
+class HybridSchedule(GrowthKeys, BoundaryPolicy):
     """Grow the batch at the first `growing_boundaries` boundaries and divide the learning rate at the others.
 
     Source: Smith et al. 2018, figure 1.
     """
 
     policy: Literal["hybrid"]
-    max_batch: MaxBatch = None
-    """Largest batch: samples, or "N/10". None: no limit."""
-    batch_multiple: PositiveInt | None = None
-    """Every batch is a whole multiple of this, so that the ranks can form it. None: of `model.ghost_batch`."""
     growing_boundaries: Annotated[int, Field(ge=0)] = 1
     """Number of boundaries that grow the batch; the later ones divide the learning rate."""
 

@@ -12,8 +12,8 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import BeforeValidator, Field
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config.schedules import MaxBatch
-from hvd_batchgrow.config.types import PositiveFloat, PositiveInt, matching, tuples
+from hvd_batchgrow.config.schedules import GrowthKeys
+from hvd_batchgrow.config.types import PositiveFloat, matching, tuples
 from hvd_batchgrow.import_string import NotFound, describe_error, find_callable
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.schedule.policy import POLICIES, BatchPolicy
@@ -27,7 +27,7 @@ LrStep = tuple[PositiveFloat, PositiveFloat]
 
 
 @POLICIES.add
-class ImportSchedule(BatchPolicy):
+class ImportSchedule(GrowthKeys, BatchPolicy):
     """Grow the batch where the imported schedule decays the learning rate.
 
     A schedule of steps gives one stage per step. A smooth schedule is cut into `num_phases` stages of equal length,
@@ -40,10 +40,6 @@ class ImportSchedule(BatchPolicy):
     """
 
     policy: Literal["import"]
-    max_batch: MaxBatch = None
-    """Largest batch: samples, or "N/10". The learning rate decays instead once it is reached. None: no limit."""
-    batch_multiple: PositiveInt | None = None
-    """Every batch is a whole multiple of this. None: of `global_batch`, so that ranks that can form it can form all."""
     lr_schedule: Annotated[
         str,
         matching(

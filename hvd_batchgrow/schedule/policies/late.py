@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config.schedules import LrRule, ShareOfN
+from hvd_batchgrow.config.schedules import GrowthKeys, LrRuleKeys, ShareOfN
 from hvd_batchgrow.config.types import PositiveInt
 from hvd_batchgrow.messages.errors import Fault
 from hvd_batchgrow.schedule.policy import POLICIES, BatchPolicy
@@ -16,7 +16,7 @@ from hvd_batchgrow.schedule.stages import Stage, Start
 
 
 @POLICIES.add
-class LateSchedule(BatchPolicy):
+class LateSchedule(GrowthKeys, LrRuleKeys, BatchPolicy):
     """Hold the first batch for a fraction of the samples, then grow it to `max_batch`, at a constant learning rate.
 
     With k = `growth_steps`, the rest of the run has k equal parts. In the i-th part, the batch is B₀ (B_max/B₀)^(i/k).
@@ -32,11 +32,6 @@ class LateSchedule(BatchPolicy):
     """Number of steps in which the batch grows, each by the same factor."""
     max_batch: PositiveInt | ShareOfN
     """Batch after the last step: samples, or "N/10"."""
-    batch_multiple: PositiveInt | None = None
-    """Every batch is a whole multiple of this, so that the ranks can form it. None: of `model.ghost_batch`."""
-    lr_rule: LrRule = "none"
-    """Factor of the learning rate when the batch has grown by κ: none: 1; linear: κ; sqrt: √κ; adam and adam_linear:
-    √κ, with new β₁, β₂ and eps."""
 
     def stages(self, start: Start) -> list[Stage]:
         assert start.max_batch is not None

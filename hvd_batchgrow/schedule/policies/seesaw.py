@@ -6,8 +6,7 @@ from typing import ClassVar, Literal
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.optim import AdamSection
-from hvd_batchgrow.config.schedules import MaxBatch
-from hvd_batchgrow.config.types import PositiveInt
+from hvd_batchgrow.config.schedules import GrowthKeys
 from hvd_batchgrow.messages.errors import Fault
 from hvd_batchgrow.schedule.policies.boundaries import BoundaryPolicy
 from hvd_batchgrow.schedule.policy import POLICIES
@@ -15,21 +14,17 @@ from hvd_batchgrow.schedule.stages import Stage, Start
 
 
 @POLICIES.add
-class SeesawSchedule(BoundaryPolicy):
+class SeesawSchedule(GrowthKeys, BoundaryPolicy):
     """Divide the learning rate by √f and multiply the batch by f at every boundary, for Adam.
 
     The normalized noise scale then falls by f, as if the learning rate were divided by f at a constant batch. At the
-    limit of the batch the learning rate decays by the rest. The rule requires a learning-rate factor of at least the
-    square root of the batch factor; here it equals the root.
+    limit of the batch the learning rate decays by the rest. The rule holds up to the critical batch. It requires a
+    learning-rate factor of at least the square root of the batch factor; here it equals the root.
 
     Source: Seesaw (2025).
     """
 
     policy: Literal["seesaw"]
-    max_batch: MaxBatch = None
-    """Largest batch: samples, or "N/10". The rule holds up to the critical batch. None: no limit."""
-    batch_multiple: PositiveInt | None = None
-    """Every batch is a whole multiple of this, so that the ranks can form it. None: of `model.ghost_batch`."""
 
     normalizes_gradients: ClassVar[bool] = True
 

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config.schedules import LrRule
+from hvd_batchgrow.config.schedules import LrRuleKeys
 from hvd_batchgrow.config.types import PositiveInt
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.schedule.batch_steps import check_batch_steps, parse_batch_steps
@@ -18,7 +18,7 @@ from hvd_batchgrow.schedule.stages import Stage, Start
 
 
 @POLICIES.add
-class StepsSchedule(Policy):
+class StepsSchedule(LrRuleKeys, Policy):
     """Set the batch at given sample counts; the learning rate is constant or follows `lr_rule`."""
 
     policy: Literal["steps"]
@@ -28,9 +28,6 @@ class StepsSchedule(Policy):
     """What `batch_steps` counts. Megatron-LM counts tokens if it knows the sequence length."""
     sequence_length: PositiveInt | None = None
     """For tokens: tokens of one sample. Counts are divided by it and rounded down to whole samples."""
-    lr_rule: LrRule = "none"
-    """Factor of the learning rate when the batch has grown by κ: none: 1; linear: κ; sqrt: √κ; adam: √κ, with new β₁,
-    β₂ and eps; adam_linear: κ, in the same way."""
 
     states_batches: ClassVar[bool] = True
 

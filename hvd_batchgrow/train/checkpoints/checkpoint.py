@@ -38,11 +38,11 @@ class Checkpoint:
     elapsed_s: float
     """Wall time of the run so far, over every attempt."""
     evaluation: dict[str, Any]
-    """The last evaluation: `samples`, `loss`, `metrics`, `updates` and `dataset`; empty before the first."""
+    """The last evaluation, by names of `Evaluation`; empty before the first."""
     average: dict[str, Tensor]
     """Averaged weights; empty if the run does not average."""
     loss_scale: dict[str, Any]
-    """`value` and `good_updates`; empty without loss scaling."""
+    """`value`, `good_updates` and `growth_updates`; empty without loss scaling."""
     num_skipped: int
     """Number of updates skipped so far."""
     growth: dict[str, Any] = field(default_factory=dict)

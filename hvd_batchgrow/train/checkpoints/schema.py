@@ -42,6 +42,10 @@ class _Evaluation(_Strict):
     updates: NonNegativeInt | None = None
     dataset: Literal["validation", "test"] = "test"
     """Checkpoints of version 0.1.0 lack it."""
+    average_loss: float | None = None
+    """Checkpoints of version 0.1.0 lack it."""
+    average_metrics: dict[str, float] = {}
+    """Checkpoints of version 0.1.0 lack it."""
 
 
 class _Best(_Strict):
