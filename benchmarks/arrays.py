@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.turns import print_rates, take_turns
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.datasets.dataset import ArrayDataset, DatasetPair, raise_bad
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Datasets, raise_bad
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.pipeline.reader import Reader
 
@@ -65,7 +65,7 @@ class OneByOne(Dataset[Tensor]):
 def ours(samples: ArrayDataset, pipeline: str, channels: int) -> Iterator[Tensor]:
     """Return the batches that the trainer uses."""
     data = DataSection(source="numpy", crop_padding=PAD, hflip=True, pipeline=pipeline)  # type: ignore[arg-type]
-    source = DatasetPair(samples, samples, 10, (MEAN,) * channels, (DEVIATION,) * channels)
+    source = Datasets(samples, samples, 10, (MEAN,) * channels, (DEVIATION,) * channels)
     reader = Reader(data, source, torch.device("cpu"), 1, raise_bad, BATCH)
     return (batch.inputs for batch in reader.training(Stream(NUM_SAMPLES, 0), BATCH, 0, 1))
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.turns import print_rates, take_turns
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.datasets.dataset import ArrayDataset, DatasetPair, raise_bad
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Datasets, raise_bad
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.pipeline.reader import Reader
 from hvd_batchgrow.torchvision_shim import import_torchvision
@@ -42,7 +42,7 @@ KEYS: dict[str, dict[str, Any]] = {
 def ours(samples: ArrayDataset, keys: dict[str, Any]) -> Iterator[Tensor]:
     """Yield the batches that the trainer uses."""
     data = DataSection(source="numpy", crop_padding=PAD, hflip=True, pipeline="torch", **keys)
-    source = DatasetPair(samples, samples, 10, MEAN, DEVIATION)
+    source = Datasets(samples, samples, 10, MEAN, DEVIATION)
     reader = Reader(data, source, torch.device("cpu"), 1, raise_bad, BATCH)
     return (batch.inputs for batch in reader.training(Stream(NUM_SAMPLES, 0), BATCH, 0, 1))
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from benchmarks.turns import synchronize
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.datasets.dataset import DatasetPair
+from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.load_source import load_source
-from hvd_batchgrow.data.order.stream import passes_of_rank
+from hvd_batchgrow.data.order.stream import micro_batches_of_rank
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm2d
 from hvd_batchgrow.schedule.plan import compile_plan
@@ -56,7 +56,7 @@ def job_of(name: str, device: str, batch: int, **sections: dict[str, Any]) -> Jo
 class Ours:
     """A job's parts on this rank, without its run folder."""
 
-    def __init__(self, job: Job, ranks: Ranks, source: DatasetPair | None = None) -> None:
+    def __init__(self, job: Job, ranks: Ranks, source: Datasets | None = None) -> None:
         self.source = source or load_source(job.data, job.seed, lambda *_: None)
         prepare_rank(job, ranks)
         self.device = torch.device("cuda", torch.cuda.current_device()) if job.layout.device == "cuda" else CPU
@@ -71,11 +71,13 @@ class Ours:
     def next_passes(self) -> list[tuple[int, ...]]:
         """Return the slots of each micro-batch of this rank in the next update."""
         samples, self._samples = self._samples, self._samples + self.batch
-        return passes_of_rank(samples, self.batch, self.group, self.micro_batch, self.ranks.rank, self.ranks.size)
+        return micro_batches_of_rank(
+            samples, self.batch, self.group, self.micro_batch, self.ranks.rank, self.ranks.size
+        )
 
-    def update(self, micro_batches: Iterator[MicroBatch], num_passes: int) -> None:
+    def update(self, micro_batches: Iterator[MicroBatch], num_micro_batches: int) -> None:
         """Do an update."""
-        self.parts.engine.update(micro_batches, num_passes, self.phase, self.batch // self.group)
+        self.parts.engine.update(micro_batches, num_micro_batches, self.phase, self.batch // self.group)
 
     def reading(self, num_updates: int) -> Callable[[], int]:
         """Return a contestant that reads its samples as training does, and returns the number of all ranks' samples."""

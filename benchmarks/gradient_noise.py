@@ -42,8 +42,10 @@ def with_group_norms(model: nn.Module) -> nn.Module:
 def contestants_of(change: Callable[[nn.Module], nn.Module]) -> Callable[[Ranks, int, int], Contestants]:
     """Return a function that makes contestants, which share one engine and differ only in how it measures the noise."""
 
-    def make(ranks: Ranks, num_passes: int, num_updates: int) -> Contestants:
-        engine, update = make_updates(ranks, num_passes, num_updates, groups_of_pass=_GROUPS_OF_PASS, change=change)
+    def make(ranks: Ranks, num_micro_batches: int, num_updates: int) -> Contestants:
+        engine, update = make_updates(
+            ranks, num_micro_batches, num_updates, ghost_batches_per_micro_batch=_GROUPS_OF_PASS, change=change
+        )
         members, layers = engine.buckets.members, NormGradients(engine.model)
 
         def contestant(norms: GradientNorms | None) -> Callable[[], int]:

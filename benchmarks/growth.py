@@ -73,12 +73,12 @@ def train(slurm: Cluster, folder: Path, schedule: str, samples_per_s: float, nam
     return account_of(RunFiles.read(folder / "runs" / name)).training_s
 
 
-def speed_alone(samples_per_s: float, num_passes: int = 11) -> float:
+def speed_alone(samples_per_s: float, num_micro_batches: int = 11) -> float:
     """Return the median samples/s of forward and backward passes over a host's part of the first batch."""
     torch.set_num_threads(1)
     network, inputs = SleepingNetwork(1 / samples_per_s), torch.zeros(BATCH // HOSTS, 4, 4)
     speeds = []
-    for _ in range(num_passes):
+    for _ in range(num_micro_batches):
         begin = time.perf_counter()
         network(inputs).sum().backward()
         speeds.append(len(inputs) / (time.perf_counter() - begin))

@@ -39,18 +39,20 @@ NUM_SAMPLES = 8
 """Samples of a micro-batch, which is one ghost batch."""
 
 
-def work(seconds: float, num_passes: int, turns: int) -> None:
+def work(seconds: float, num_micro_batches: int, turns: int) -> None:
     """Be one rank; rank 0 prints the updates/s of each contestant and turn as JSON."""
     keep_freed_memory()
     torch.set_num_threads(1)
     ranks = connect()
     torch.distributed.init_process_group("gloo", rank=ranks.rank, world_size=ranks.size)
     contestants = {
-        OVERLAPPED: engine(ranks, seconds, num_passes, GradientBuckets),
-        EXACT: engine(ranks, seconds, num_passes, GradientBuckets, exact=True),
-        AFTER: engine(ranks, seconds, num_passes, AfterBackward),
-        DDP: by_ddp(seconds, num_passes, bucket_mib=25),
-        DDP_SMALL: by_ddp(seconds, num_passes, bucket_mib=bucket_size([*SleepingNetwork(0.0).parameters()]) / 2**20),
+        OVERLAPPED: engine(ranks, seconds, num_micro_batches, GradientBuckets),
+        EXACT: engine(ranks, seconds, num_micro_batches, GradientBuckets, exact=True),
+        AFTER: engine(ranks, seconds, num_micro_batches, AfterBackward),
+        DDP: by_ddp(seconds, num_micro_batches, bucket_mib=25),
+        DDP_SMALL: by_ddp(
+            seconds, num_micro_batches, bucket_mib=bucket_size([*SleepingNetwork(0.0).parameters()]) / 2**20
+        ),
     }
     rates = take_turns(contestants, turns)
     if ranks.rank == 0:
@@ -78,27 +80,29 @@ def samples() -> tuple[Tensor, Tensor]:
 
 
 def engine(
-    ranks: Ranks, seconds: float, num_passes: int, buckets: type[GradientBuckets], *, exact: bool = False
+    ranks: Ranks, seconds: float, num_micro_batches: int, buckets: type[GradientBuckets], *, exact: bool = False
 ) -> Callable[[], int]:
     """Return the contestant of this package's update engine."""
     model = SleepingNetwork(seconds / NUM_SAMPLES)
     found = UpdateEngine(model, torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9), ranks, exact=exact)
     found.buckets = buckets(model.parameters(), ranks, exact=exact)
     inputs, labels = samples()
-    num_groups = num_passes * ranks.size
-    batch = NUM_SAMPLES * num_groups
+    num_ghost_batches = num_micro_batches * ranks.size
+    batch = NUM_SAMPLES * num_ghost_batches
     phase = Phase(0.0, 1e-4, 0.9, batch, float(batch), start_samples=0, num_updates=1)
 
     def run() -> int:
         for _ in range(UPDATES):
-            slots = range(ranks.rank, num_groups, ranks.size)
-            found.update((MicroBatch(inputs, labels, (slot,)) for slot in slots), num_passes, phase, num_groups)
+            slots = range(ranks.rank, num_ghost_batches, ranks.size)
+            found.update(
+                (MicroBatch(inputs, labels, (slot,)) for slot in slots), num_micro_batches, phase, num_ghost_batches
+            )
         return UPDATES
 
     return run
 
 
-def by_ddp(seconds: float, num_passes: int, *, bucket_mib: float) -> Callable[[], int]:
+def by_ddp(seconds: float, num_micro_batches: int, *, bucket_mib: float) -> Callable[[], int]:
     """Return the contestant of DistributedDataParallel, with buckets of its default of 25 MiB or of another size."""
     network = SleepingNetwork(seconds / NUM_SAMPLES)
     model = nn.parallel.DistributedDataParallel(network, bucket_cap_mb=bucket_mib)
@@ -111,7 +115,7 @@ def by_ddp(seconds: float, num_passes: int, *, bucket_mib: float) -> Callable[[]
     def run() -> int:
         for _ in range(UPDATES):
             with model.no_sync():
-                for _ in range(num_passes - 1):
+                for _ in range(num_micro_batches - 1):
                     backward()
             backward()
             optimizer.step()

@@ -20,7 +20,7 @@ from benchmarks.turns import synchronize, take_turns
 from hvd_batchgrow.comm.backend import connect
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import ChecksSection, Job
-from hvd_batchgrow.data.datasets.dataset import DatasetPair
+from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.job_file import load_job
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train.parts import TrainingParts
@@ -28,7 +28,7 @@ from hvd_batchgrow.train.run.setup import load_together, prepare_rank
 from hvd_batchgrow.train.trainer import Trainer
 
 
-def updates_of(job: Job, source: DatasetPair, ranks: Ranks, folder: Path, num_updates: int) -> Callable[[], int]:
+def updates_of(job: Job, source: Datasets, ranks: Ranks, folder: Path, num_updates: int) -> Callable[[], int]:
     """Return a function that does some updates of a job's first phase, and returns their number."""
     device = prepare_rank(job, ranks).device
     plan = compile_plan(job, ranks.size, len(source.train))

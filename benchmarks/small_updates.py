@@ -43,44 +43,48 @@ def compare(
     clock = time.process_time if options.cpu_time else time.perf_counter
     torch.set_num_threads(1)
     ranks = connect("auto")
-    for network, num_passes in itertools.product(makes, options.passes):
-        rates = take_turns(makes[network](ranks, num_passes, options.updates), options.turns, clock=clock)
+    for network, num_micro_batches in itertools.product(makes, options.passes):
+        rates = take_turns(makes[network](ranks, num_micro_batches, options.updates), options.turns, clock=clock)
         if ranks.rank == 0:
-            print(f"{network}, ranks: {ranks.size}, micro-batches of {GHOST_BATCH} samples on each: {num_passes}")
+            print(
+                f"{network}, ranks: {ranks.size}, micro-batches of {GHOST_BATCH} samples on each: {num_micro_batches}"
+            )
             print_rates(rates, "updates/s", reference)
     ranks.close()
 
 
 def make_updates(
     ranks: Ranks,
-    num_passes: int,
+    num_micro_batches: int,
     num_updates: int,
     *,
-    groups_of_pass: int = 1,
+    ghost_batches_per_micro_batch: int = 1,
     change: Callable[[nn.Module], nn.Module] = lambda model: model,
 ) -> tuple[UpdateEngine, Callable[[], int]]:
     """Return an engine, and a function that does some updates with it and returns their number.
 
     Args:
         ranks: share an update.
-        num_passes: micro-batches of an update on each rank.
+        num_micro_batches: micro-batches of an update on each rank.
         num_updates: of a call of the function.
-        groups_of_pass: ghost batches of a micro-batch of `GHOST_BATCH` samples.
+        ghost_batches_per_micro_batch: ghost batches of a micro-batch of `GHOST_BATCH` samples.
         change: replaces modules of the network.
     """
     torch.manual_seed(0)
     images, labels = torch.randn(GHOST_BATCH, 1, 28, 28), torch.randint(10, (GHOST_BATCH,))
-    num_groups = num_passes * groups_of_pass * ranks.size
-    batch = num_passes * ranks.size * GHOST_BATCH
+    num_ghost_batches = num_micro_batches * ghost_batches_per_micro_batch * ranks.size
+    batch = num_micro_batches * ranks.size * GHOST_BATCH
     phase = Phase(0.0, 0.01, 0.9, batch, float(batch), start_samples=0, num_updates=num_updates)
-    model = change(small_conv_net.build(1, 10, ghost_batch=GHOST_BATCH // groups_of_pass, bn_momentum=0.1))
+    model = change(
+        small_conv_net.build(1, 10, ghost_batch=GHOST_BATCH // ghost_batches_per_micro_batch, bn_momentum=0.1)
+    )
     engine = UpdateEngine(model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9), ranks)
 
     def work() -> int:
         for _ in range(num_updates):
-            firsts = ((k * ranks.size + ranks.rank) * groups_of_pass for k in range(num_passes))
-            passes = (MicroBatch(images, labels, tuple(range(k, k + groups_of_pass))) for k in firsts)
-            engine.update(passes, num_passes, phase, num_groups)
+            firsts = ((k * ranks.size + ranks.rank) * ghost_batches_per_micro_batch for k in range(num_micro_batches))
+            passes = (MicroBatch(images, labels, tuple(range(k, k + ghost_batches_per_micro_batch))) for k in firsts)
+            engine.update(passes, num_micro_batches, phase, num_ghost_batches)
         return num_updates
 
     return engine, work

@@ -8,10 +8,11 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["ArrayDataset", "Classification", "CollectiveError", "DatasetPair", "GhostBatchNorm1d", "GhostBatchNorm2d",
-    "KeyedDropout", "Lars", "Losses", "MicroBatch", "Pass", "Phase", "Plan", "PlanBatchSampler", "PlanLR", "Ranks",
-    "Schedule", "SingleRank", "Stream", "Task", "Update", "UpdateEngine", "UpdateResult", "UpdateSection",
-    "choose_device", "connect", "convert_dropout", "convert_ghost_batch_norm", "evaluate", "forward_of",
+__all__ = ["ArrayDataset", "Classification", "CollectiveError", "Dataset", "Datasets", "GhostBatchNorm1d",
+    "GhostBatchNorm2d", "JobError", "KeyedDropout", "Lars", "Losses", "MicroBatch", "NonFinite", "NormGradients",
+    "Phase", "Plan", "PlanBatchSampler", "PlanLR", "PlannedMicroBatch", "Ranks", "RunError", "Schedule", "SingleRank",
+    "Stream", "Task", "Update", "UpdateEngine", "UpdateResult", "UpdateSection", "choose_device", "connect",
+    "convert_dropout", "convert_ghost_batch_norm", "evaluate", "find_forward_state", "forward_of", "layout_hazards",
     "load_checkpoint", "plan_updates", "save_checkpoint", "split_batches", "updates"]  # fmt: skip
 """The public names. They need torch, which is imported when the first of them is used."""
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import UpdateSection
-from hvd_batchgrow.data.order.stream import groups_of_rank
+from hvd_batchgrow.data.order.stream import ghost_batches_of_rank
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm
 from hvd_batchgrow.nn.networks import small_conv_net
 from hvd_batchgrow.optim.build import build_optimizer
@@ -42,12 +42,20 @@ def samples(update: int) -> tuple[Tensor, Tensor]:
     return images, torch.randint(0, 3, (shape[0],), generator=generator)
 
 
-def phase(num_groups: int = NUM_GROUPS) -> Phase:
-    return Phase(0.0, LR, MOMENTUM, num_groups * GROUP, num_groups * GROUP, start_samples=0, num_updates=NUM_UPDATES)
+def phase(num_ghost_batches: int = NUM_GROUPS) -> Phase:
+    return Phase(
+        0.0,
+        LR,
+        MOMENTUM,
+        num_ghost_batches * GROUP,
+        num_ghost_batches * GROUP,
+        start_samples=0,
+        num_updates=NUM_UPDATES,
+    )
 
 
 def reference(
-    num_groups: int = NUM_GROUPS, smoothing: float = 0.0, clip_norm: float = math.inf
+    num_ghost_batches: int = NUM_GROUPS, smoothing: float = 0.0, clip_norm: float = math.inf
 ) -> tuple[nn.Module, list[float]]:
     """NUM_UPDATES updates from the formulas: model and mean losses.
 
@@ -59,7 +67,7 @@ def reference(
     velocity = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     losses = []
     for update in range(NUM_UPDATES):
-        images, labels = (part[: num_groups * GROUP] for part in samples(update))
+        images, labels = (part[: num_ghost_batches * GROUP] for part in samples(update))
         logits = torch.cat([model(chunk) for chunk in images.split(GROUP)])
         # Smoothing gives each class, the right one too, its even part of a share of the target.
         targets = nn.functional.one_hot(labels, 3).double() * (1 - smoothing) + smoothing / 3
@@ -96,12 +104,12 @@ def make_engine(
 
 
 def serve(
-    engine: UpdateEngine, ranks: Ranks, per_pass: int, update: int, num_groups: int = NUM_GROUPS, order: int = 1
+    engine: UpdateEngine, ranks: Ranks, per_pass: int, update: int, num_ghost_batches: int = NUM_GROUPS, order: int = 1
 ) -> UpdateResult:
     """Do one update with the samples of all ranks, `per_pass` groups per micro-batch; order -1 reverses them."""
     images, labels = samples(update)
     images = images.to(next(engine.model.parameters()).dtype)
-    mine = groups_of_rank(0, num_groups, ranks.rank, ranks.size)[::order]
+    mine = ghost_batches_of_rank(0, num_ghost_batches, ranks.rank, ranks.size)[::order]
     passes = [mine[i : i + per_pass] for i in range(0, len(mine), per_pass)]
 
     def micro_batches() -> Iterator[MicroBatch]:
@@ -109,7 +117,7 @@ def serve(
             entries = torch.cat([torch.arange(k * GROUP, (k + 1) * GROUP) for k in groups])
             yield MicroBatch(images[entries], labels[entries], tuple(groups))
 
-    return engine.update(micro_batches(), len(passes), phase(num_groups), num_groups)
+    return engine.update(micro_batches(), len(passes), phase(num_ghost_batches), num_ghost_batches)
 
 
 def assert_same_weights(model: nn.Module, expected: nn.Module) -> None:

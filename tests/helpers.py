@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Dataset, DatasetPair
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Dataset, Datasets
 from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset, read_header
 from hvd_batchgrow.data.images.image_index import Entry, make_index
 from hvd_batchgrow.job_file import parse_job
@@ -81,7 +81,7 @@ def plan_tree(num_samples: int, end_samples: int, **job: Any) -> dict[str, Any]:
     return {"job": "small", **sizes, "job_file": {"schedule": {"policy": "grow"}} | job, "phases": [phase]}
 
 
-def small_source() -> DatasetPair:
+def small_source() -> Datasets:
     """Three classes of noisy 8×8 images."""
     generator = np.random.default_rng(0)
     prototypes = generator.integers(0, 256, (NUM_CLASSES, SIDE, SIDE, 1))
@@ -91,7 +91,7 @@ def small_source() -> DatasetPair:
         noise = generator.integers(-60, 60, (count, SIDE, SIDE, 1))
         return ArrayDataset(np.clip(prototypes[labels] + noise, 0, 255).astype(np.uint8), labels.astype(np.int64))
 
-    return DatasetPair(images(NUM_TRAIN), images(NUM_TEST), NUM_CLASSES, (0.5,), (0.25,))
+    return Datasets(images(NUM_TRAIN), images(NUM_TEST), NUM_CLASSES, (0.5,), (0.25,))
 
 
 def labels_of(samples: Dataset) -> list[int]:
@@ -105,7 +105,7 @@ def idx_bytes(array: NDArray[np.uint8]) -> bytes:
     return struct.pack(f">HBB{array.ndim}i", 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
-def write_idx_folder(folder: Path, source: DatasetPair) -> Path:
+def write_idx_folder(folder: Path, source: Datasets) -> Path:
     """The four files of a source, images gzipped and labels not."""
     folder.mkdir(parents=True, exist_ok=True)
     for prefix, part in (("train", source.train), ("t10k", source.test)):

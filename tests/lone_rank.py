@@ -43,7 +43,7 @@ class LoneRank(Ranks):
         self.size = size
         self.log: list[Collective] = []
 
-    def start_sum(self, tensor: Tensor, name: str) -> None:
+    def start_all_reduce(self, tensor: Tensor, name: str) -> None:
         """Record an all-reduce."""
         self.log.append(Collective("all-reduce", name, tensor.nbytes))
         if name in {"weights", "one host"}:

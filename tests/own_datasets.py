@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.datasets.dataset import ArrayDataset, DatasetPair
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Datasets
 from hvd_batchgrow.torchvision_shim import import_torchvision
 
 NUM_TRAIN, NUM_VALIDATION, NUM_TEST, SIDE, LENGTH = 120, 30, 40, 12, 6
@@ -225,8 +225,8 @@ class Unseeded(ArrayDataset):
         return super().fetch(ids) + np.float32(random.random())  # noqa: S311
 
 
-def arrays(data: DataSection) -> DatasetPair:
+def arrays(data: DataSection) -> Datasets:
     kind = Shifted if data.label == "keyed" else Unseeded
     values, labels = np.zeros((NUM_TRAIN, 2), np.float32), np.arange(NUM_TRAIN) % 2
     train = kind(values, labels)
-    return DatasetPair(train, ArrayDataset(values, labels), 2, (0.0, 0.0), (1.0, 1.0))
+    return Datasets(train, ArrayDataset(values, labels), 2, (0.0, 0.0), (1.0, 1.0))

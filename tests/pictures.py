@@ -17,7 +17,7 @@ from tfrecord.writer import TFRecordWriter
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.source_specs import ReportProgress
-from hvd_batchgrow.data.datasets.dataset import DatasetPair
+from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.images import image_folder, tfrecord
 from hvd_batchgrow.data.images import webdataset as wds
 from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset, decode
@@ -81,7 +81,7 @@ class Form:
     """A format and its writer."""
 
     source: str
-    load: Callable[[DataSection, int, ReportProgress], DatasetPair]
+    load: Callable[[DataSection, int, ReportProgress], Datasets]
     write: Callable[[Path, str, Sequence[Picture]], None]
 
     def expected(self, images: Sequence[Picture]) -> list[Picture]:
@@ -93,7 +93,7 @@ class Form:
         self.write(root, "val", pictures(NUM_VAL, first=20) if val is None else val)
         return root
 
-    def read(self, root: Path, report: ReportProgress | None = None, **job: Any) -> DatasetPair:
+    def read(self, root: Path, report: ReportProgress | None = None, **job: Any) -> Datasets:
         return self.load(DataSection(source=self.source, root=str(root), **job), 0, report or (lambda *_: None))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from hvd_batchgrow.comm.devices import take_device
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.datasets.dataset import DatasetPair
+from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, broadcast_checkpoint, newest_good
@@ -53,9 +53,7 @@ class StopAfter:
         return self.here and self.looks >= self.updates
 
 
-def make_trainer(
-    job: Job, ranks: Ranks, folder: Path, *observers: Observer, source: DatasetPair | None = None
-) -> Trainer:
+def make_trainer(job: Job, ranks: Ranks, folder: Path, *observers: Observer, source: Datasets | None = None) -> Trainer:
     """Of a job on `small_source`, or on another, in a folder that is there."""
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     source = source or small_source()
@@ -69,7 +67,7 @@ def train(
     ranks: Ranks,
     folder: Path,
     *observers: Observer,
-    source: DatasetPair | None = None,
+    source: Datasets | None = None,
     checkpoint: Checkpoint | None = None,
     stop: Stop | None = None,
     replay: Path | None = None,

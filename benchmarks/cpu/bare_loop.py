@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hvd_batchgrow.data.datasets.dataset import DatasetPair
+from hvd_batchgrow.data.datasets.dataset import Datasets
 
 Images = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From sample ids (n,) to images (n, C, H, W) and labels (n,)."""
 
 
-def augmented(source: DatasetPair, padding: int, *, channels_last: bool = False) -> Images:
+def augmented(source: Datasets, padding: int, *, channels_last: bool = False) -> Images:
     """Return a function that crops, mirrors and normalises training images as one tensor.
 
     Args:

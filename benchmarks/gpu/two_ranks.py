@@ -47,7 +47,7 @@ def train_as_rank(settings: Settings, ranks: Ranks, result: Path) -> None:
 
         def turn() -> int:
             done = work()
-            ranks.sum(torch.zeros(1), "end of turn")
+            ranks.all_reduce(torch.zeros(1), "end of turn")
             return done
 
         return turn

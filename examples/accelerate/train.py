@@ -51,7 +51,7 @@ def train(accelerator: Accelerator, ranks: Ranks, max_updates: int | None) -> No
 
     num_processes = accelerator.num_processes
     plan = plan_updates(
-        GROWTH, lr=LR, momentum=BETAS[0], num_samples=1500, ghost_batch=8, ranks=num_processes, max_micro_batch=16
+        GROWTH, lr=LR, momentum=BETAS[0], num_samples=1500, ghost_batch=8, num_ranks=num_processes, max_micro_batch=16
     )
     sampler = PlanBatchSampler(plan, SEED, accelerator.process_index, num_processes)
     scheduler = PlanLR(optimizer, plan, sampler)
@@ -71,10 +71,10 @@ def train(accelerator: Accelerator, ranks: Ranks, max_updates: int | None) -> No
     while scheduler.samples < plan.schedule.end_samples and num_updates != max_updates:
         for update, batches in sampler.by_update(loader):  # an iteration over the sampler is an epoch
             for number, (rows, classes) in enumerate(batches, start=1):
-                is_last = number == len(update.passes)
+                is_last = number == len(update.micro_batches)
                 with nullcontext() if is_last else accelerator.no_sync(model):  # all-reduce once per update
                     loss = cross_entropy(model(rows.to(accelerator.device)), classes.to(accelerator.device))
-                    accelerator.backward(loss / len(update.passes))
+                    accelerator.backward(loss / len(update.micro_batches))
             optimizer.step()
             optimizer.zero_grad()
             scheduler.step()

@@ -66,7 +66,13 @@ def train(ranks: Ranks, max_updates: int | None) -> None:
     model = DistributedDataParallel(network) if ranks.size > 1 else network
 
     plan = plan_updates(
-        GROWTH, lr=LR, momentum=MOMENTUM, num_samples=len(train_set), ghost_batch=8, ranks=ranks.size, max_micro_batch=8
+        GROWTH,
+        lr=LR,
+        momentum=MOMENTUM,
+        num_samples=len(train_set),
+        ghost_batch=8,
+        num_ranks=ranks.size,
+        max_micro_batch=8,
     )
     sampler = PlanBatchSampler(plan, SEED, ranks.rank, ranks.size)
     scheduler = PlanLR(optimizer, plan, sampler)
@@ -84,10 +90,10 @@ def train(ranks: Ranks, max_updates: int | None) -> None:
         for update, batches in sampler.by_update(loader):  # an iteration over the sampler is an epoch
             optimizer.zero_grad()
             for number, (rows, classes) in enumerate(batches, start=1):
-                is_last = number == len(update.passes)
+                is_last = number == len(update.micro_batches)
                 with nullcontext() if is_last or ranks.size == 1 else model.no_sync():  # all-reduce once per update
                     loss = cross_entropy(model(rows.to(device)), classes.to(device))
-                    (loss / len(update.passes)).backward()
+                    (loss / len(update.micro_batches)).backward()
             optimizer.step()
             scheduler.step()
             num_updates += 1

@@ -24,7 +24,9 @@ images = patterns[labels] + 3 * torch.randn(3072, 1, 8, 8)
 train_set, test_set = TensorDataset(images[:2560], labels[:2560]), TensorDataset(images[2560:], labels[2560:])
 
 grow = {"policy": "grow", "epochs": EPOCHS, "global_batch": BATCH, "boundaries_epochs": [2, 4], "noise_factor": 4}
-plan = plan_updates(grow, lr=LR, momentum=0.9, num_samples=2560, ghost_batch=8, ranks=hvd.size(), max_micro_batch=256)
+plan = plan_updates(
+    grow, lr=LR, momentum=0.9, num_samples=2560, ghost_batch=8, num_ranks=hvd.size(), max_micro_batch=256
+)
 sampler = PlanBatchSampler(plan, SEED, hvd.rank(), hvd.size())
 loader = DataLoader(train_set, batch_sampler=sampler)
 

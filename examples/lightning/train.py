@@ -72,7 +72,7 @@ def train(growth: str, max_updates: int | None) -> None:
         momentum=MOMENTUM,
         num_samples=len(train_set),
         ghost_batch=8,
-        ranks=ranks,
+        num_ranks=ranks,
         max_micro_batch=256 if growth == "batch" else 8,
     )
     sampler = PlanBatchSampler(plan, SEED, rank, ranks, span="phase")

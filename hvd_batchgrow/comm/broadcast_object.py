@@ -36,12 +36,12 @@ def broadcast_object(ranks: Ranks, value: Any, name: str) -> Any:
     tensors: list[Tensor] = []
     file = io.BytesIO()
     if ranks.rank == 0:
-        map_tensors(value, tensors.append)
-        torch.save(map_tensors(value, lambda tensor: tensor.detach().to("meta")), file)
+        map_state(tensors.append, value)
+        torch.save(map_state(lambda tensor: tensor.detach().to("meta"), value), file)
     data = ranks.broadcast_bytes(file.getvalue(), f"{name}.skeleton") or b""
     skeleton = torch.load(io.BytesIO(data), weights_only=True)
     shapes: list[Tensor] = []
-    map_tensors(skeleton, shapes.append)
+    map_state(shapes.append, skeleton)
     received: list[Tensor] = []
     for group in _groups([num_words(shape) for shape in shapes]):
         words = torch.empty(sum(num_words(shapes[k]) for k in group), dtype=torch.int64)
@@ -56,7 +56,7 @@ def broadcast_object(ranks: Ranks, value: Any, name: str) -> Any:
     if ranks.rank == 0:
         return value
     found = iter(received)
-    return map_tensors(skeleton, lambda _: next(found))
+    return map_state(lambda _: next(found), skeleton)
 
 
 def _groups(sizes: Sequence[int]) -> Iterator[range]:
@@ -75,12 +75,15 @@ def _like(meta: Tensor) -> Tensor:
     return torch.empty_like(meta, device="cpu")
 
 
-def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
-    """Return a copy of dicts, lists, tuples and plain values in which a function has replaced each tensor."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, dict):
-        changed = copy.copy(value)  # keeps the class of an OrderedDict, and the versions in a module's state dict
-        changed.update({key: map_tensors(item, change) for key, item in value.items()})
+def map_state(function: Callable[[Tensor], Any], state: Any) -> Any:
+    """Return a copy of a state of dicts, lists, tuples and plain values; a function replaces each tensor."""
+    if isinstance(state, Tensor):
+        return function(state)
+    if isinstance(state, dict):
+        changed = copy.copy(state)  # keeps the class of an OrderedDict, and the versions in a module's state dict
+        changed.update({key: map_state(function, part) for key, part in state.items()})
         return changed
-    return type(value)(map_tensors(item, change) for item in value) if isinstance(value, (list, tuple)) else value
+    if not isinstance(state, (list, tuple)):
+        return state
+    parts = [map_state(function, part) for part in state]
+    return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)

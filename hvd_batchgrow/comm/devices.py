@@ -145,7 +145,7 @@ def agree_on_devices(
         CollectiveError: as `assign_devices` raises JobError.
     """
     view = visible_gpus()
-    texts = ranks.gather_bytes(dump_json([view.host, view.uuids, device, ranks_per_gpu]).encode(), "visible GPUs")
+    texts = ranks.all_gather_bytes(dump_json([view.host, view.uuids, device, ranks_per_gpu]).encode(), "visible GPUs")
     rows = [json.loads(text) for text in texts]
     seen = [VisibleGpus(host, tuple(uuids)) for host, uuids, *_ in rows]
 

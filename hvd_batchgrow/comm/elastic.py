@@ -35,10 +35,10 @@ class ElasticRanks(HorovodRanks):
         """Return whether this rank knows that hosts have joined or left since the ranks were formed."""
         return self._changed
 
-    def start_sum(self, tensor: Tensor, name: str) -> Any:
+    def start_all_reduce(self, tensor: Tensor, name: str) -> Any:
         """Start an all-reduce in place. Raises RanksLost."""
         with _lost_ranks():
-            return super().start_sum(tensor, name)
+            return super().start_all_reduce(tensor, name)
 
     def wait(self, handle: Any) -> None:
         """Block until an all-reduce has finished. Raises RanksLost."""

@@ -71,7 +71,7 @@ class HorovodRanks(Ranks):
         """Return the version of NCCL that Horovod is built with."""
         return version_text(hvd.nccl_built())
 
-    def start_sum(self, tensor: Tensor, name: str) -> Any:
+    def start_all_reduce(self, tensor: Tensor, name: str) -> Any:
         """Start an all-reduce in place. Raises Horovod's error when a peer is lost."""
         return hvd.allreduce_async_(tensor, name=name, op=hvd.Sum)
 
@@ -95,7 +95,7 @@ class HorovodRanks(Ranks):
 
         horovodrun ends all ranks when one ends with an exit code other than 0, and rank 0 may still be writing.
         """
-        self.sum(torch.zeros(1), "close")
+        self.all_reduce(torch.zeros(1), "close")
         hvd.shutdown()
         _stop_servers(keep=0)
 

@@ -54,11 +54,11 @@ class Ranks(ABC):
     local_size: int
     """Ranks on this host."""
     sums_on_gpu: bool
-    """Whether `start_sum` accepts CUDA tensors."""
+    """Whether `start_all_reduce` accepts CUDA tensors."""
     shares_gpus = False
     """Whether several ranks may use one GPU."""
     sum_types: tuple[torch.dtype, ...]
-    """16-bit types that `start_sum` accepts in addition to float32, float64 and int64."""
+    """16-bit types that `start_all_reduce` accepts in addition to float32, float64 and int64."""
     collectives = ""
     """Library that sums gradients: "MPI", "Gloo" or "NCCL"; empty for a single process."""
     elastic = False
@@ -69,7 +69,7 @@ class Ranks(ABC):
     """While a subset trains without this rank: its connection to rank 0, and the host of each rank."""
 
     @abstractmethod
-    def start_sum(self, tensor: Tensor, name: str) -> Any:
+    def start_all_reduce(self, tensor: Tensor, name: str) -> Any:
         """Start an all-reduce (sum) of a contiguous tensor, in place; return a handle for `wait`."""
 
     @abstractmethod
@@ -181,20 +181,20 @@ class Ranks(ABC):
         host, number, token = address.decode().split()
         return host, int(number), token
 
-    def sum(self, tensor: Tensor, name: str) -> Tensor:
+    def all_reduce(self, tensor: Tensor, name: str) -> Tensor:
         """All-reduce (sum) a tensor in place, and return it."""
-        self.wait(self.start_sum(tensor, name))
+        self.wait(self.start_all_reduce(tensor, name))
         return tensor
 
     def all_gather(self, numbers: Sequence[int], name: str) -> Tensor:
         """Return the numbers of each rank, int64 (R, n). All ranks call it together, with equally many numbers."""
         table = torch.zeros(self.size, len(numbers), dtype=torch.int64)
         table[self.rank] = torch.tensor(numbers, dtype=torch.int64)
-        return self.sum(table, name)
+        return self.all_reduce(table, name)
 
     def any(self, *, flag: bool) -> bool:
         """Return whether the flag is set on any rank; equal on all."""
-        return bool(self.sum(torch.tensor([float(flag)]), "any").item() > 0)
+        return bool(self.all_reduce(torch.tensor([float(flag)]), "any").item() > 0)
 
     def all_equal(self, number: int, name: str) -> bool:
         """Return whether a number of 32 bits, 0 to 2³² - 1, is equal on all ranks, by an all-reduce of 32 bytes.
@@ -203,7 +203,7 @@ class Ranks(ABC):
         squares are below 2⁶³.
         """
         halves = (number & 0xFFFF, number >> 16)
-        sums = self.sum(torch.tensor([*halves, *(half * half for half in halves)]), name).tolist()
+        sums = self.all_reduce(torch.tensor([*halves, *(half * half for half in halves)]), name).tolist()
         return all(self.size * squares == total * total for total, squares in zip(sums[:2], sums[2:], strict=True))
 
     def broadcast_bytes(self, data: bytes | None, name: str) -> bytes | None:
@@ -220,7 +220,7 @@ class Ranks(ABC):
         self.broadcast(words, name)
         return words.numpy().tobytes()[: int(length)]
 
-    def gather_bytes(self, data: bytes, name: str) -> list[bytes]:
+    def all_gather_bytes(self, data: bytes, name: str) -> list[bytes]:
         """Return every rank's `data`, in the order of the ranks, on all ranks."""
         lengths = self.all_gather([len(data)], f"{name}.lengths").flatten().tolist()
         padded = data.ljust(8 * (max(lengths) // 8 + 1), b"\0")
@@ -247,7 +247,7 @@ class Ranks(ABC):
             error = raised
             code = ExitCode.BAD_JOB if isinstance(raised, JobError) else ExitCode.FAILURE
         # One number, whatever the number of ranks. Only after a failure do the ranks find out which one failed.
-        if self.sum(torch.tensor([int(code > 0)]), "failures").item():
+        if self.all_reduce(torch.tensor([int(code > 0)]), "failures").item():
             codes = self.all_gather([code], "failures.codes").flatten()
             first = int(codes.nonzero()[0])
             raise CollectiveError(error if first == self.rank else None, ExitCode(int(codes[first])))
@@ -301,9 +301,9 @@ class RankSubset(Ranks):
         self.rank, self.size = formed.rank, formed.size
         self.local_rank, self.local_size = formed.local_rank, formed.local_size
 
-    def start_sum(self, tensor: Tensor, name: str) -> Any:
+    def start_all_reduce(self, tensor: Tensor, name: str) -> Any:
         """Start an all-reduce (sum) over these ranks."""
-        return self._formed.start_sum(tensor, name)
+        return self._formed.start_all_reduce(tensor, name)
 
     def wait(self, handle: Any) -> None:
         """Block until an all-reduce has finished."""
@@ -328,7 +328,7 @@ class RankSubset(Ranks):
     def close(self) -> None:
         """Wake the idle ranks and restart the backend among all ranks."""
         # The idle ranks are woken only after every rank of the subset has finished its work.
-        self.sum(torch.zeros(1), "subset.close")
+        self.all_reduce(torch.zeros(1), "subset.close")
         if self._formed is self._whole:
             return
         info = self.broadcast_bytes(self._whole.rendezvous_info() if self.rank == 0 else None, "whole.rendezvous")
@@ -353,7 +353,7 @@ class SingleRank(Ranks):
     sums_on_gpu = True
     sum_types = (torch.float16, torch.bfloat16)
 
-    def start_sum(self, tensor: Tensor, name: str) -> None:
+    def start_all_reduce(self, tensor: Tensor, name: str) -> None:
         """Do nothing: the tensor is the sum."""
 
     def wait(self, handle: None) -> None:

@@ -58,7 +58,7 @@ class TorchRanks(Ranks):
         self.backend, self.collectives = "torch-gloo", "Gloo"
         self._parts: dict[int, TorchRanks | None] = {}
 
-    def start_sum(self, tensor: Tensor, name: str) -> Any:
+    def start_all_reduce(self, tensor: Tensor, name: str) -> Any:
         """Start an all-reduce in place; on a GPU it runs after the work already queued on the current stream."""
         with _lost_rank(name):
             return dist.all_reduce(tensor, group=self._group, async_op=True), name
@@ -82,7 +82,7 @@ class TorchRanks(Ranks):
 
     def close(self) -> None:
         """Shut down once all ranks have finished: a launcher may end all ranks when one ends, while rank 0 writes."""
-        self.sum(torch.zeros(1), "close")
+        self.all_reduce(torch.zeros(1), "close")
         for ranks in (self, *filter(None, self._parts.values())):
             # Drop the last references to the groups, which ends Gloo's threads. If one of them still frees a
             # tensor while Python exits, the process aborts.

@@ -41,7 +41,7 @@ class DataSection(Section):
     """`[data]`: the training and test samples, and the augmentation."""
 
     source: Annotated[str, AfterValidator(check_source)]
-    """A kind of source, or your own `module:function`, which gets this section and returns a `DatasetPair` or torch
+    """A kind of source, or your own `module:function`, which gets this section and returns a `Datasets` or torch
     Datasets."""
     root: str | None = None
     """Folder of the files, relative to the working directory. None: the known folder of a source that can be found or

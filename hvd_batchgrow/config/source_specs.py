@@ -29,7 +29,7 @@ class ReportProgress(Protocol):
 
 
 Loader = Callable[["DataSection", int, ReportProgress], Any]
-"""Returns a `DatasetPair` for the section, the job's seed, and a function for progress reports."""
+"""Returns a `Datasets` for the section, the job's seed, and a function for progress reports."""
 FILE_KEYS = frozenset({"root", "train", "test"})
 
 

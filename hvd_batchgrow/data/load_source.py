@@ -9,7 +9,7 @@ from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.source_specs import SOURCES, ReportProgress
 from hvd_batchgrow.config.task_specs import TargetKind
 from hvd_batchgrow.data.augment_checks import channel_faults
-from hvd_batchgrow.data.datasets.dataset import DatasetPair
+from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.own_source import load_own
 from hvd_batchgrow.data.source_checks import check_data, check_targets, known_source_size
 from hvd_batchgrow.data.validation_split import with_validation
@@ -26,7 +26,7 @@ def load_source(
     target: TargetKind | None = "class",
     *,
     any_size: bool = False,
-) -> DatasetPair:
+) -> Datasets:
     """Open a source; download or index it first if necessary.
 
     Args:
@@ -44,7 +44,7 @@ def load_source(
     spec = SOURCES.get(data.source)
     _raise_faults(check_targets(data, target))
     load = spec.load_values if spec and target == "values" and spec.load_values else spec and spec.load
-    source: DatasetPair = load(data, seed, report) if load else load_own(data, seed, target)
+    source: Datasets = load(data, seed, report) if load else load_own(data, seed, target)
     if not spec or len(spec.kinds) > 1:
         _raise_faults(check_data(data, source.train.kind))
     if target == "class" and data.num_classes is None and source.num_classes > _MOST_CLASSES:
@@ -65,7 +65,7 @@ def load_source(
     return with_validation(source, data.validation_fraction, seed) if data.validation_fraction else source
 
 
-def _with_overrides(source: DatasetPair, data: DataSection, target: TargetKind | None) -> DatasetPair:
+def _with_overrides(source: Datasets, data: DataSection, target: TargetKind | None) -> Datasets:
     """Check and apply the job's number of classes, mean and std, which take precedence over the source's."""
     channels = source.train.shape[-1] if source.train.shape else 0
     faults = [
@@ -103,7 +103,7 @@ def _with_overrides(source: DatasetPair, data: DataSection, target: TargetKind |
     )
 
 
-def _name_faults(names: Sequence[str], num_classes: int, source: DatasetPair) -> Iterator[Fault]:
+def _name_faults(names: Sequence[str], num_classes: int, source: Datasets) -> Iterator[Fault]:
     """Yield the faults of `data.class_names`."""
     known = source.schema.get("classes")
     if known:
@@ -113,7 +113,7 @@ def _name_faults(names: Sequence[str], num_classes: int, source: DatasetPair) ->
         yield Fault("data.class_names", fault)
 
 
-def _last_axis(source: DatasetPair) -> str:
+def _last_axis(source: Datasets) -> str:
     return "features" if source.train.kind == "rows" else "channels"
 
 

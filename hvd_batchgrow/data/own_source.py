@@ -1,4 +1,4 @@
-"""User-defined sources: a function that takes `[data]` and returns a `DatasetPair` or torch Datasets."""
+"""User-defined sources: a function that takes `[data]` and returns a `Datasets` or torch Datasets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.task_specs import TargetKind
 from hvd_batchgrow.data.datasets.class_labels import notes_on_classes
 from hvd_batchgrow.data.datasets.constant_faults import constant_faults
-from hvd_batchgrow.data.datasets.dataset import Dataset, DatasetPair
+from hvd_batchgrow.data.datasets.dataset import Dataset, Datasets
 from hvd_batchgrow.data.datasets.plausibility import byte_hint, check_layout
 from hvd_batchgrow.data.datasets.targets import check_target_values, target_faults
 from hvd_batchgrow.data.samples.keyed_fetch import check_same_again, with_keyed_fetch
@@ -21,7 +21,7 @@ from hvd_batchgrow.import_string import NotFound, describe_error, find_callable
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
 
-def load_own(data: DataSection, seed: int = 0, target: TargetKind | None = "class") -> DatasetPair:
+def load_own(data: DataSection, seed: int = 0, target: TargetKind | None = "class") -> Datasets:
     """Call `module:function` with the section; modules are also searched in the working directory.
 
     Args:
@@ -30,7 +30,7 @@ def load_own(data: DataSection, seed: int = 0, target: TargetKind | None = "clas
         target: that the task needs; None: any.
 
     Raises:
-        JobError: it cannot be imported, or returns neither a valid `DatasetPair` nor map-style torch Datasets, or a
+        JobError: it cannot be imported, or returns neither a valid `Datasets` nor map-style torch Datasets, or a
             test set though the job holds one out.
         RunError: it raised an exception, or its samples are not reproducible.
     """
@@ -58,31 +58,31 @@ def load_own(data: DataSection, seed: int = 0, target: TargetKind | None = "clas
 def _has_datasets(returned: Any) -> bool:
     """Return whether an object is, or was probably meant to be, one or several torch Datasets."""
     of_torch = isinstance(returned, (TorchDataset, tuple, list)) or hasattr(returned, "__getitem__")
-    return of_torch and not isinstance(returned, DatasetPair)
+    return of_torch and not isinstance(returned, Datasets)
 
 
 def _with_keyed_fetch(source: Any, seed: int) -> Any:
     """Return a source whose `fetch` receives epochs and generators if it accepts them; any other object unchanged."""
-    if not isinstance(source, DatasetPair):
+    if not isinstance(source, Datasets):
         return source
     keyed: dict[str, Any] = {part: with_keyed_fetch(samples, seed) for part, samples in _sets(source)}
     return replace(source, **keyed)
 
 
-def _with_notes(source: DatasetPair) -> DatasetPair:
+def _with_notes(source: Datasets) -> Datasets:
     train, test = source.train.targets, source.test.targets
     if not isinstance(train, np.ndarray) or not isinstance(test, np.ndarray):  # computed labels may be too many
         return source
     return replace(source, notes=(*source.notes, *notes_on_classes(train, test, source.num_classes)))
 
 
-def _sets(source: DatasetPair) -> list[tuple[str, Dataset]]:
+def _sets(source: Datasets) -> list[tuple[str, Dataset]]:
     sets = ("train", source.train), ("validation", source.validation), ("test", source.test)
     return [(part, samples) for part, samples in sets if samples is not None]
 
 
 def check_own(source: Any, shape: tuple[int, ...] | None = None, target: TargetKind | None = "class") -> list[str]:
-    """Return why an object is not a valid `DatasetPair`, member by member; only the first sample is fetched.
+    """Return why an object is not a valid `Datasets`, member by member; only the first sample is fetched.
 
     Args:
         source: returned by the user's function.
@@ -92,8 +92,8 @@ def check_own(source: Any, shape: tuple[int, ...] | None = None, target: TargetK
     Raises:
         RunError: a target is out of range, or the shape of images is implausible for (H, W, C).
     """
-    if not isinstance(source, DatasetPair):
-        accepted = f"must return a {DatasetPair.__module__}.DatasetPair"
+    if not isinstance(source, Datasets):
+        accepted = f"must return a {Datasets.__module__}.Datasets"
         return [f"{accepted}, returned {type(source).__name__}; or {ACCEPTED}"]
     sets = _sets(source)
     members = ("kind", "shape", "targets", "sizes", "fetch", "locate", "__len__")
@@ -148,7 +148,7 @@ def _num_constants(samples: Dataset) -> int:
     return samples.shape[-1] if samples.shape and samples.kind != "tokens" else 0
 
 
-def _constant_faults(source: DatasetPair) -> list[str]:
+def _constant_faults(source: Datasets) -> list[str]:
     faults = []
     if not isinstance(source.num_classes, int) or source.num_classes < 1:
         faults.append(f"num_classes must be a whole number >= 1, is {source.num_classes!r}")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hvd_batchgrow.config.split import num_held_out
-from hvd_batchgrow.data.datasets.dataset import Dataset, DatasetPair, Ids
+from hvd_batchgrow.data.datasets.dataset import Dataset, Datasets, Ids
 from hvd_batchgrow.data.datasets.subset import Subset
 from hvd_batchgrow.data.order.stream import keyed_permutation
 
@@ -41,7 +41,7 @@ def _without(before: Ids, ids: Ids) -> Ids:
     return ids + np.searchsorted(before, ids, side="right")
 
 
-def with_validation(source: DatasetPair, fraction: float, seed: int) -> DatasetPair:
+def with_validation(source: Datasets, fraction: float, seed: int) -> Datasets:
     """Return a source without its validation samples in the training set, but in `validation`.
 
     The remaining training samples keep their order. Only the validation ids are held in memory.
@@ -55,7 +55,7 @@ def with_validation(source: DatasetPair, fraction: float, seed: int) -> DatasetP
     return replace(source, train=train, validation=validation, schema={**source.schema, "validation": fingerprint})
 
 
-def with_test(source: DatasetPair, fraction: float, seed: int) -> DatasetPair:
+def with_test(source: Datasets, fraction: float, seed: int) -> Datasets:
     """Return a source whose test set is a part of its training set, as `with_validation` draws one.
 
     Args:

@@ -14,7 +14,7 @@ from hvd_batchgrow.comm.devices import DeviceKey
 from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.source_specs import ReportProgress
-from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Dataset, DatasetPair
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Dataset, Datasets
 from hvd_batchgrow.data.images.image_folder import load_test
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.tables.table_files import find_test_files
@@ -110,7 +110,7 @@ def _with_data(tree: Mapping[str, Any], overrides: Mapping[str, Any], run: Path)
     return parse_job({**tree, "data": data}, str(run / FILE))
 
 
-def _own_data(job: Job, description: ModelDescription, run: Path, report: ReportProgress) -> DatasetPair:
+def _own_data(job: Job, description: ModelDescription, run: Path, report: ReportProgress) -> Datasets:
     """Return the run's data. Raises RunError if its meaning is no longer that of the training."""
     source = load_source(job.data, job.seed, report, target_of(job.task))
     now = describe_model(job, source)
@@ -120,7 +120,7 @@ def _own_data(job: Job, description: ModelDescription, run: Path, report: Report
     return source
 
 
-def _other_data(job: Job, description: ModelDescription, report: ReportProgress) -> DatasetPair:
+def _other_data(job: Job, description: ModelDescription, report: ReportProgress) -> Datasets:
     """Return other data, preprocessed as the run's. Only its test set is needed, if its format allows that."""
     data, num_classes = job.data, description.num_outputs
     mean, std = description.normalization.mean, description.normalization.std
@@ -133,7 +133,7 @@ def _other_data(job: Job, description: ModelDescription, report: ReportProgress)
         section = data.model_copy(update={"num_classes": num_classes, "mean": mean or None, "std": std or None})
         source = load_source(section, job.seed, report, target_of(job.task), any_size=True)
         return _same_meaning(job, source, description)
-    return _same_meaning(job, DatasetPair(test, test, num_classes, mean, std), description)
+    return _same_meaning(job, Datasets(test, test, num_classes, mean, std), description)
 
 
 def _table_rows(job: Job, description: ModelDescription) -> ArrayDataset:
@@ -143,7 +143,7 @@ def _table_rows(job: Job, description: ModelDescription) -> ArrayDataset:
     return ArrayDataset(values, targets, ", ".join(map(str, files)))
 
 
-def _same_meaning(job: Job, source: DatasetPair, description: ModelDescription) -> DatasetPair:
+def _same_meaning(job: Job, source: Datasets, description: ModelDescription) -> Datasets:
     """Raise RunError unless the network accepts the samples, and the names of their classes, if any, are the same."""
     if description.task.mean is not None:  # the scale of the training's targets, not of these
         scale = {"target_mean": description.task.mean, "target_std": description.task.std}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from hvd_batchgrow.data.datasets.dataset import ArrayDataset, BadSample, Dataset, DatasetPair
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, BadSample, Dataset, Datasets
 from hvd_batchgrow.data.images.decode_rgb import UNDECODABLE, fault_text, open_image, stored_rgb
 from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset, read_header
 from hvd_batchgrow.data.images.image_header import bad_header
@@ -121,7 +121,7 @@ def evaluation_inputs(
     The torch pipeline decodes photos to the same pixels as DALI, and needs no further package.
     """
     job, normalization = network.job, network.description.normalization
-    source = DatasetPair(samples, samples, network.description.num_outputs, normalization.mean, normalization.std)
+    source = Datasets(samples, samples, network.description.num_outputs, normalization.mean, normalization.std)
     data = job.data.model_copy(update={"pipeline": "torch"})
     step = job.evaluation.batch_size
     reader = Reader(data, source, network.device, torch.get_num_threads(), on_bad_sample, step)

@@ -34,7 +34,7 @@ def check_ranks(ranks: Ranks, checks: Sequence[Check]) -> list[Check]:
         ranks: that the launcher started.
         checks: of this rank's machine.
     """
-    texts = ranks.gather_bytes(dump_json(own_report(checks)).encode(), "doctor.reports")
+    texts = ranks.all_gather_bytes(dump_json(own_report(checks)).encode(), "doctor.reports")
     reports = [json.loads(text) for text in texts]
     return [*other_failures(reports), check_versions(reports), check_sums(ranks)]
 
@@ -92,7 +92,7 @@ def check_sums(ranks: Ranks) -> Check:
 
     def total() -> float:
         numbers.fill_(ranks.rank + 1)
-        return float(ranks.sum(numbers, "doctor.sum").item())
+        return float(ranks.all_reduce(numbers, "doctor.sum").item())
 
     expected = ranks.size * (ranks.size + 1) / 2
     sums, duration = _timed(total)

@@ -17,7 +17,7 @@ T = TypeVar("T")
 N = TypeVar("N", bound=nn.Module)
 
 
-def split_batches(num_samples: int, batch_size: int, rank: int = 0, ranks: int = 1) -> list[list[int]]:
+def split_batches(num_samples: int, batch_size: int, rank: int = 0, num_ranks: int = 1) -> list[list[int]]:
     """Return the sample ids of this rank's batches of an evaluation, for `DataLoader(dataset, batch_sampler=…)`.
 
     All ranks together have each sample exactly once: batch k belongs to rank k mod R, none is padded, and the last one
@@ -27,16 +27,16 @@ def split_batches(num_samples: int, batch_size: int, rank: int = 0, ranks: int =
         num_samples: of the dataset.
         batch_size: samples per batch, >= 1.
         rank: this rank.
-        ranks: R.
+        num_ranks: R.
 
     Raises:
         ValueError: the batch size is below 1, or there is no such rank.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size = {batch_size} must be at least 1")
-    if not 0 <= rank < ranks:
-        raise ValueError(f"rank = {rank} must be in 0 … {ranks - 1}")
-    starts = range(rank * batch_size, num_samples, ranks * batch_size)
+    if not 0 <= rank < num_ranks:
+        raise ValueError(f"rank = {rank} must be in 0 … {num_ranks - 1}")
+    starts = range(rank * batch_size, num_samples, num_ranks * batch_size)
     return [list(range(start, min(start + batch_size, num_samples))) for start in starts]
 
 
@@ -75,13 +75,13 @@ def evaluate(
                 sums[name] = sums[name] + pair if name in sums else pair
     names = _agreed_names(sorted(sums), ranks)
     nothing = torch.zeros(2, dtype=torch.float64)
-    totals = ranks.sum(torch.stack([sums.get(name, nothing) for name in names]), "evaluate.sums").tolist()
+    totals = ranks.all_reduce(torch.stack([sums.get(name, nothing) for name in names]), "evaluate.sums").tolist()
     return {name: total / count if count else float("nan") for name, (total, count) in zip(names, totals, strict=True)}
 
 
 def _agreed_names(names: list[str], ranks: Ranks) -> list[str]:
     """Return the quantities of all ranks that have batches."""
-    found = [json.loads(text) for text in ranks.gather_bytes(dump_json(names).encode(), "evaluate.names")]
+    found = [json.loads(text) for text in ranks.all_gather_bytes(dump_json(names).encode(), "evaluate.names")]
     different = {tuple(names) for names in found if names}
     if not different:
         raise ValueError("nothing to evaluate: no rank has a batch")

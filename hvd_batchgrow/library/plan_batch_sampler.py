@@ -41,7 +41,7 @@ class PlanBatchSampler(Sampler[list[int]]):
         plan: of `plan_updates`, for these ranks.
         seed: determines the order of the samples.
         rank: this rank.
-        ranks: R, as in the plan.
+        num_ranks: R, as in the plan.
         start_samples: sample counter, between two updates, at which the first iteration begins.
         span: what an iteration covers.
 
@@ -51,11 +51,9 @@ class PlanBatchSampler(Sampler[list[int]]):
     """
 
     def __init__(
-        self, plan: Plan, seed: int, rank: int = 0, ranks: int = 1, *, start_samples: int = 0, span: Span = "epoch"
+        self, plan: Plan, seed: int, rank: int = 0, num_ranks: int = 1, *, start_samples: int = 0, span: Span = "epoch"
     ) -> None:
-        check_ranks(plan, ranks)
-        if not 0 <= rank < ranks:
-            raise ValueError(f"rank = {rank} must be in 0 … {ranks - 1}")
+        check_ranks(plan, rank, num_ranks)
         if span not in ("epoch", "phase", "run"):
             raise ValueError(f'span = {span!r} must be "epoch", "phase" or "run"')
         if any(layout.uneven_ranks for layout in plan.layouts):
@@ -63,7 +61,7 @@ class PlanBatchSampler(Sampler[list[int]]):
                 "this plan has micro-batches of unequal sizes (uneven_ranks), whose mean losses must not be averaged; "
                 "use UpdateEngine with updates(…), which sums the losses of samples, or batches that the ranks divide"
             )
-        self.plan, self.seed, self.rank, self.ranks, self.span = plan, seed, rank, ranks, span
+        self.plan, self.seed, self.rank, self.num_ranks, self.span = plan, seed, rank, num_ranks, span
         self.moved_by_scheduler = False
         """Whether only a scheduler moves `samples`; `PlanLR` sets it."""
         self.set_samples(start_samples)
@@ -86,7 +84,7 @@ class PlanBatchSampler(Sampler[list[int]]):
     def updates(self) -> Iterator[Update]:
         """Yield the updates of the next iteration, with this rank's share of each."""
         end = self._end()
-        whole_run = updates(self.plan, self.seed, self.rank, self.ranks, self._samples)
+        whole_run = updates(self.plan, self.seed, self.rank, self.num_ranks, start_samples=self._samples)
         return takewhile(lambda update: update.samples < end, whole_run)
 
     def by_update(self, batches: Iterable[T]) -> Iterator[tuple[Update, Iterator[T]]]:
@@ -96,8 +94,8 @@ class PlanBatchSampler(Sampler[list[int]]):
             batches: a DataLoader with this batch sampler, or an iterable that yields one element per micro-batch.
 
         Yields:
-            the update, and an iterator over its `len(update.passes)` micro-batches, all of which must be taken before
-            the next update.
+            the update, and an iterator over its `len(update.micro_batches)` micro-batches, all of which must be taken
+            before the next update.
 
         Raises:
             ValueError: `batches` ended early, or micro-batches of an update were not taken.
@@ -105,11 +103,12 @@ class PlanBatchSampler(Sampler[list[int]]):
         planned = self.updates()  # before a loader's workers read ahead, which moves `samples`
         remaining = iter(batches)
         for update in planned:
-            taken = _Counted(islice(remaining, len(update.passes)))
+            number = len(update.micro_batches)
+            taken = _Counted(islice(remaining, number))
             yield update, taken
-            if taken.count != len(update.passes):
+            if taken.count != number:
                 raise ValueError(
-                    f"{taken.count} of the {len(update.passes)} micro-batches of the update at sample {update.samples} "
+                    f"{taken.count} of the {number} micro-batches of the update at sample {update.samples} "
                     "were processed: the loop must take all of them, and the loader must have this batch sampler"
                 )
 
@@ -117,8 +116,8 @@ class PlanBatchSampler(Sampler[list[int]]):
         end = self._end()
         for update in self.updates():
             after = update.samples + update.phase.global_batch
-            for number, part in enumerate(update.passes, start=1):
-                if after >= end and number == len(update.passes) and not self.moved_by_scheduler:
+            for number, part in enumerate(update.micro_batches, start=1):
+                if after >= end and number == len(update.micro_batches) and not self.moved_by_scheduler:
                     self._samples = after  # before the yield: a loop that counts batches never asks for the end
                 yield part.ids.tolist()
 

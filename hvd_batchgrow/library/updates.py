@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from hvd_batchgrow.data.datasets.dataset import Ids
-from hvd_batchgrow.data.order.stream import Stream, passes_of_rank
+from hvd_batchgrow.data.order.stream import Stream, micro_batches_of_rank
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.nn.keyed_random import sample_keys
 from hvd_batchgrow.schedule.phases import Phase, Schedule
@@ -19,8 +19,8 @@ from hvd_batchgrow.train.update.forward import MicroBatch
 
 
 @dataclass(frozen=True)
-class Pass:
-    """One micro-batch of this rank."""
+class PlannedMicroBatch:
+    """The samples of one micro-batch of this rank."""
 
     slots: tuple[int, ...]
     """Position of each of its ghost batches in the update."""
@@ -44,9 +44,10 @@ class Update:
     """Sample counter before the update."""
     phase: Phase
     """Learning rate, momentum and batch."""
-    num_groups: int
+    num_ghost_batches: int
     """Number of ghost batches of the whole update, B/γ."""
-    passes: tuple[Pass, ...]
+    micro_batches: tuple[PlannedMicroBatch, ...]
+    """Those of this rank."""
 
 
 def plan_updates(
@@ -57,7 +58,7 @@ def plan_updates(
     num_samples: int,
     ghost_batch: int,
     optim: Mapping[str, Any] | None = None,
-    ranks: int = 1,
+    num_ranks: int = 1,
     max_micro_batch: int | None = None,
     exact: bool = False,
     uneven_ranks: bool = False,
@@ -72,7 +73,7 @@ def plan_updates(
         ghost_batch: γ, the number of samples of a ghost batch.
         optim: other keys of `[optim]`, for policies and rules that depend on the optimizer: "name", and for Adam
             "betas" (instead of `momentum`) and "eps"; "weight_decay" with "weight_decay_rule". None: SGD.
-        ranks: R.
+        num_ranks: R.
         max_micro_batch: largest number of samples of a micro-batch; None: the default of a job file.
         exact: use one ghost batch per micro-batch, as an exact engine requires.
         uneven_ranks: allow ranks to have different numbers of ghost batches.
@@ -94,37 +95,41 @@ def plan_updates(
         "schedule": dict(schedule),
         "layout": {key: value for key, value in layout.items() if value is not None},
     }
-    return compile_plan(parse_job(tree, "plan_updates"), ranks, num_samples)
+    return compile_plan(parse_job(tree, "plan_updates"), num_ranks, num_samples)
 
 
-def updates(plan: Plan, seed: int, rank: int, ranks: int, start_samples: int = 0) -> Iterator[Update]:
+def updates(plan: Plan, seed: int, rank: int = 0, num_ranks: int = 1, *, start_samples: int = 0) -> Iterator[Update]:
     """Yield the updates of a plan from a sample counter to the end.
 
     Args:
         plan: compiled for these ranks.
         seed: determines the order of the samples.
         rank: this rank.
-        ranks: R, as in the plan.
+        num_ranks: R, as in the plan.
         start_samples: sample counter, between two updates, at which an earlier loop stopped.
 
     Raises:
-        ValueError: the plan is for another number of ranks, or `start_samples` is not an update boundary.
+        ValueError: the plan is for another number of ranks, there is no such rank, or `start_samples` is not an update
+            boundary.
     """
-    check_ranks(plan, ranks)
+    check_ranks(plan, rank, num_ranks)
     check_boundary(plan.schedule, start_samples)
     stream, samples, group = Stream(plan.num_samples, seed), start_samples, plan.ghost_batch
     while samples < plan.schedule.end_samples:
         phase, layout = plan.schedule.at(samples), plan.layouts[plan.schedule.index_at(samples)]
-        passes = passes_of_rank(samples, phase.global_batch, group, layout.micro_batch, rank, ranks)
-        share = tuple(_pass(stream, seed, samples, slots, group) for slots in passes)
+        micro_batches = micro_batches_of_rank(samples, phase.global_batch, group, layout.micro_batch, rank, num_ranks)
+        share = tuple(_planned(stream, seed, samples, slots, group) for slots in micro_batches)
         yield Update(samples, phase, phase.global_batch // group, share)
         samples += phase.global_batch
 
 
-def check_ranks(plan: Plan, ranks: int) -> None:
-    """Raise ValueError if a plan is for another number of ranks."""
-    if any(layout.ranks != ranks for layout in plan.layouts):
-        raise ValueError(f"the plan is for {plan.peak_ranks} ranks, got {ranks}: use plan_updates(…, ranks={ranks})")
+def check_ranks(plan: Plan, rank: int, num_ranks: int) -> None:
+    """Raise ValueError if a plan is for another number of ranks, or there is no such rank."""
+    if any(layout.ranks != num_ranks for layout in plan.layouts):
+        hint = f"use plan_updates(…, num_ranks={num_ranks})"
+        raise ValueError(f"the plan is for {plan.peak_ranks} ranks, got {num_ranks}: {hint}")
+    if not 0 <= rank < num_ranks:
+        raise ValueError(f"rank = {rank} must be in 0 … {num_ranks - 1}")
 
 
 def check_boundary(schedule: Schedule, samples: int) -> None:
@@ -140,7 +145,7 @@ def check_boundary(schedule: Schedule, samples: int) -> None:
         )
 
 
-def _pass(stream: Stream, seed: int, samples: int, slots: tuple[int, ...], group: int) -> Pass:
+def _planned(stream: Stream, seed: int, samples: int, slots: tuple[int, ...], group: int) -> PlannedMicroBatch:
     starts = samples + group * np.array(slots)
     epochs, ids = stream.at((starts[:, None] + np.arange(group)).reshape(-1))
-    return Pass(slots, epochs, ids, sample_keys(seed, epochs, ids))
+    return PlannedMicroBatch(slots, epochs, ids, sample_keys(seed, epochs, ids))

@@ -46,7 +46,7 @@ class NormGradients:
         """Classes of the recorded norms that are not ghost norms."""
         self.unit: Literal["ghost batch", "sample"] = "ghost batch" if ghosts or mixes_samples else "sample"
         _check(model, self)
-        self._num_samples = self._num_groups = 0
+        self._num_samples = self._num_ghost_batches = 0
         """Of the micro-batch that is recorded; 0: nothing is recorded."""
         self._is_one = False
         """Whether the micro-batch is a single unit."""
@@ -63,10 +63,10 @@ class NormGradients:
         for parameter in self.parameters:
             self._handles.append(parameter.register_hook(self._keep_whole(parameter)))
 
-    def begin(self, num_samples: int, num_groups: int) -> None:
+    def begin(self, num_samples: int, num_ghost_batches: int) -> None:
         """Record the next forward and backward pass, over samples that are whole ghost batches."""
-        self._num_samples, self._num_groups = num_samples, num_groups
-        self._is_one = self.unit == "ghost batch" and num_groups == 1
+        self._num_samples, self._num_ghost_batches = num_samples, num_ghost_batches
+        self._is_one = self.unit == "ghost batch" and num_ghost_batches == 1
         self._parts.clear()
         self._wholes.clear()
 
@@ -121,7 +121,7 @@ class NormGradients:
             )
         sums = gradients_of_samples(norm, x.detach(), grad)
         if self.unit == "ghost batch":
-            sums = [part.view(self._num_groups, -1, part.shape[1]).sum(1) for part in sums]
+            sums = [part.view(self._num_ghost_batches, -1, part.shape[1]).sum(1) for part in sums]
         self._keep((norm.weight, getattr(norm, "bias", None)), sums)
 
     def _keep(self, parameters: Any, gradients: Any) -> None:

@@ -80,10 +80,10 @@ def _neighbours(value: int, unit: int) -> tuple[str, str]:
     return (f"{lower}, " if lower else "", str(lower + unit))
 
 
-def formable_ranks(num_groups: int, max_ranks: int, *, uneven_ranks: bool) -> Iterator[int]:
-    """Return the numbers of ranks that can share a batch of `num_groups` ghost batches, the largest first."""
-    most = max(1, min(num_groups, max_ranks))
-    return iter(range(most, 0, -1)) if uneven_ranks else reversed(divisors(max(1, num_groups), most))
+def formable_ranks(num_ghost_batches: int, max_ranks: int, *, uneven_ranks: bool) -> Iterator[int]:
+    """Return the numbers of ranks that can share a batch of `num_ghost_batches` ghost batches, the largest first."""
+    most = max(1, min(num_ghost_batches, max_ranks))
+    return iter(range(most, 0, -1)) if uneven_ranks else reversed(divisors(max(1, num_ghost_batches), most))
 
 
 def divisors(number: int, most: int) -> list[int]:

@@ -29,7 +29,7 @@ def load_task(section: TaskSection, num_outputs: int, schema: Mapping[str, Any])
 
     Args:
         section: `[task]`.
-        num_outputs: `DatasetPair.num_classes`.
+        num_outputs: `Datasets.num_classes`.
         schema: of the source.
 
     Raises:

@@ -75,7 +75,7 @@ def _results(
             if collector:
                 collector.add(losses, part.ids)
     parts.heartbeat.at(WAITING)
-    loss, weight, *totals = ranks.sum(sums, "evaluation").tolist()
+    loss, weight, *totals = ranks.all_reduce(sums, "evaluation").tolist()
     metrics = {name: _ratio(*totals[2 * k : 2 * k + 2]) for k, name in enumerate(names)}
     return _ratio(loss, weight), metrics
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hvd_batchgrow.comm.broadcast_object import map_tensors
+from hvd_batchgrow.comm.broadcast_object import map_state
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.schedule.adaptive.batch_requests import BatchRequest, form_decision
@@ -223,7 +223,7 @@ class GrowthController:
     def _keep_best(self, samples: int, wanted: Iterable[int | None]) -> None:
         if samples in wanted:
             average = self._average.state_dict() if self._average else {}
-            copied = map_tensors((self._model.state_dict(), average), lambda tensor: tensor.detach().clone())
+            copied = map_state(lambda tensor: tensor.detach().clone(), (self._model.state_dict(), average))
             self._best, self._best_average = copied
 
     def state(self) -> dict[str, Any]:

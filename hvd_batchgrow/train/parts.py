@@ -10,12 +10,12 @@ from torch import nn
 from hvd_batchgrow.comm.broadcast_object import broadcast_object
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.datasets.dataset import BadSample, DatasetPair, raise_bad
+from hvd_batchgrow.data.datasets.dataset import BadSample, Datasets, raise_bad
 from hvd_batchgrow.data.datasets.example import source_form
 from hvd_batchgrow.data.datasets.targets import first_targets
-from hvd_batchgrow.data.order.stream import Stream, groups_of_rank
+from hvd_batchgrow.data.order.stream import Stream, ghost_batches_of_rank
 from hvd_batchgrow.data.pipeline.reader import GhostBatchStream, Reader
-from hvd_batchgrow.data.pipeline.sampler import NumGroups, OnBad, one_by_one
+from hvd_batchgrow.data.pipeline.sampler import NumGhostBatches, OnBad, one_by_one
 from hvd_batchgrow.messages.errors import Fault, JobError, faults_of
 from hvd_batchgrow.nn.build import (
     build_model,
@@ -56,7 +56,7 @@ class TrainingParts:
     def __init__(
         self,
         job: Job,
-        source: DatasetPair,
+        source: Datasets,
         ranks: Ranks,
         device: torch.device,
         *,
@@ -109,7 +109,7 @@ class TrainingParts:
         self,
         samples: int,
         ranks: Ranks,
-        num_groups: NumGroups = one_by_one,
+        num_ghost_batches: NumGhostBatches = one_by_one,
         *,
         rank: int | None = None,
         beside: bool = False,
@@ -119,14 +119,14 @@ class TrainingParts:
         Args:
             samples: the sample counter.
             ranks: those that share the stream.
-            num_groups: how many ghost batches are read as one batch; those of a pass need no copy then.
+            num_ghost_batches: how many ghost batches are read as one batch; those of a pass need no copy then.
             rank: the rank whose ghost batches are returned; None: this rank.
             beside: leave what is prefetched for training as it is.
         """
         group = self.job.model.ghost_batch
         of_rank = ranks.rank if rank is None else rank
-        first = groups_of_rank(samples // group, ranks.size, of_rank, ranks.size)[0]
-        batches = self.reader.training(self.stream, group, first, ranks.size, num_groups, beside=beside)
+        first = ghost_batches_of_rank(samples // group, ranks.size, of_rank, ranks.size)[0]
+        batches = self.reader.training(self.stream, group, first, ranks.size, num_ghost_batches, beside=beside)
         return GhostBatchStream(batches, group)
 
 
@@ -144,7 +144,7 @@ def _on_bad_sample(job: Job, ranks: Ranks, consequence: str) -> OnBad:
     return report
 
 
-def _load_task(job: Job, source: DatasetPair) -> Task:
+def _load_task(job: Job, source: Datasets) -> Task:
     """Return the job's task. It must have the metrics that the trigger and `checkpoint.keep_best` name."""
     with faults_of(job.name):
         task = load_task(job.task, source.num_classes, source.schema)
@@ -176,7 +176,7 @@ def _read_pretrained(job: Job, ranks: Ranks) -> WeightsFile | None:
 
 
 def _build_network(
-    job: Job, source: DatasetPair, file: WeightsFile | None, device: torch.device
+    job: Job, source: Datasets, file: WeightsFile | None, device: torch.device
 ) -> tuple[nn.Module, list[str], list[str], ForwardState]:
     """Return the job's network ready for training, notes on its weights, its `hazards`, and the state it changes.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hvd_batchgrow.comm.ranks import Ranks
-from hvd_batchgrow.data.order.stream import groups_left_in_pass, passes_of_rank
+from hvd_batchgrow.data.order.stream import ghost_batches_left, micro_batches_of_rank
 from hvd_batchgrow.nn.ghost.running_statistics import set_running_statistics, sum_statistics
 from hvd_batchgrow.nn.parameters import network_inputs
 from hvd_batchgrow.nn.state.forward_state import restored_buffers
@@ -34,10 +34,10 @@ def reestimate(parts: TrainingParts, samples: int, micro_batch: int, ranks: Rank
     if job.model.precise_bn_samples is None:
         return
     recent = min(samples, -(-job.model.precise_bn_samples // group) * group)
-    passes = passes_of_rank(samples - recent, recent, group, micro_batch, ranks.rank, ranks.size)
+    passes = micro_batches_of_rank(samples - recent, recent, group, micro_batch, ranks.rank, ranks.size)
     update = (samples - recent) // group, recent // group, micro_batch // group, ranks.size
     ghost_batches = parts.ghost_batches(
-        samples - recent, ranks, lambda group: groups_left_in_pass(group, *update), beside=True
+        samples - recent, ranks, lambda group: ghost_batches_left(group, *update), beside=True
     )
     micro_batches = read_micro_batches(ghost_batches, passes, None, lambda _: parts.heartbeat.at("re-estimating"))
     exact = job.layout.exact
@@ -45,7 +45,7 @@ def reestimate(parts: TrainingParts, samples: int, micro_batch: int, ranks: Rank
         inputs = (network_inputs(micro_batch.inputs, model) for micro_batch in micro_batches)
         sums, counts = sum_statistics(model, inputs, _exact_parts if exact else _plain)
         flat = torch.cat([*(total.reshape(-1) for total in sums), counts.to(sums[0].device)])
-        ranks.sum(flat, "running statistics")
+        ranks.all_reduce(flat, "running statistics")
         *summed, all_counts = flat.split([*(total.numel() for total in sums), len(counts)])
         shaped = [part.view_as(total) for part, total in zip(summed, sums, strict=True)]
         set_running_statistics(model, [join(part) if exact else part for part in shaped], all_counts)

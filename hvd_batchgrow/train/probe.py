@@ -16,7 +16,7 @@ import torch
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.source_specs import ReportProgress
-from hvd_batchgrow.data.order.stream import passes_of_rank
+from hvd_batchgrow.data.order.stream import micro_batches_of_rank
 from hvd_batchgrow.data.pipeline.reader import choose_pipeline
 from hvd_batchgrow.data.source_checks import known_num_samples
 from hvd_batchgrow.schedule.cost.probe_file import (
@@ -170,7 +170,7 @@ class _Bench:
         """Do one update."""
         ranks, parts, group = self.ranks, self.parts, self.job.model.ghost_batch
         batch, self._groups_per_pass = ranks.size * accumulation * micro_batch, micro_batch // group
-        passes = passes_of_rank(self._samples, batch, group, micro_batch, ranks.rank, ranks.size)
+        passes = micro_batches_of_rank(self._samples, batch, group, micro_batch, ranks.rank, ranks.size)
         micro_batches = read_micro_batches(self._ghost_batches, passes, parts.keyed_by, parts.heartbeat.at)
         phase = replace(self._phase, global_batch=batch)
         parts.engine.update(micro_batches, len(passes), phase, batch // group)
@@ -178,7 +178,9 @@ class _Bench:
 
     def mean(self, values: Sequence[float]) -> tuple[float, ...]:
         """Return the means over the ranks, on all ranks."""
-        return tuple((self.ranks.sum(torch.tensor(values, dtype=torch.float64), "probe") / self.ranks.size).tolist())
+        return tuple(
+            (self.ranks.all_reduce(torch.tensor(values, dtype=torch.float64), "probe") / self.ranks.size).tolist()
+        )
 
 
 def _measure_updates(bench: _Bench, report_line: ReportLine, budget_s: float) -> list[TimedUpdate]:
@@ -252,7 +254,7 @@ def _time_sum(bench: _Bench, num_values: int) -> TimedSum:
     seconds = []
     for _ in range(_SUM_REPEATS):
         stopwatch.begin("all-reduce")
-        bench.ranks.sum(values, f"probe.{num_values}")
+        bench.ranks.all_reduce(values, f"probe.{num_values}")
         stopwatch.enter(None)
         seconds.append(stopwatch.read()["all-reduce"])  # waits for the device before the next sum
     # Skip the first ones, in which the ranks negotiate names and buffers.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hvd_batchgrow.comm.ranks import CollectiveError, Ranks
-from hvd_batchgrow.data.order.stream import groups_left_in_pass, passes_of_rank
+from hvd_batchgrow.data.order.stream import ghost_batches_left, micro_batches_of_rank
 from hvd_batchgrow.messages.errors import ExitCode, RunError
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.storage.strict_json import dump_json
@@ -109,10 +109,10 @@ class ReplayCheck:
         """Compute the share of the rank `ahead` places after this one."""
         parts, size, group = self._parts, self._ranks.size, self._parts.job.model.ghost_batch
         rank, batch, micro_batch = (self._ranks.rank + ahead) % size, update.global_batch, update.micro_batch
-        passes = passes_of_rank(update.samples, batch, group, micro_batch, rank, size)
+        passes = micro_batches_of_rank(update.samples, batch, group, micro_batch, rank, size)
         counts = update.samples // group, batch // group, micro_batch // group, size
         ghost_batches = parts.ghost_batches(
-            update.samples, self._ranks, lambda k: groups_left_in_pass(k, *counts), rank=rank, beside=True
+            update.samples, self._ranks, lambda k: ghost_batches_left(k, *counts), rank=rank, beside=True
         )
         micro_batches = read_micro_batches(ghost_batches, passes, parts.keyed_by, parts.heartbeat.at)
         return recompute(parts.engine, micro_batches, factor, noise)
@@ -123,7 +123,7 @@ class ReplayCheck:
         rank, size = self._ranks.rank, self._ranks.size
         table = torch.zeros(2, size, dtype=torch.int64)
         table[0, rank], table[1, (rank + 1) % size] = own.checksum(), again.checksum()
-        first, second = self._ranks.sum(table, "replay checksums")
+        first, second = self._ranks.all_reduce(table, "replay checksums")
         return torch.equal(first, second)
 
     def _of_all(self, result: LocalSums) -> list[LocalSums]:
@@ -132,7 +132,7 @@ class ReplayCheck:
         words = result.words()
         table = torch.zeros(self._ranks.size, len(words), dtype=torch.int64)
         table[self._ranks.rank] = words
-        return [result.from_words(row) for row in self._ranks.sum(table, "replay")]
+        return [result.from_words(row) for row in self._ranks.all_reduce(table, "replay")]
 
     def _judge(
         self, repeat: Callable[[int, Noise], LocalSums], results: Sequence[Sequence[LocalSums]]
@@ -189,7 +189,7 @@ class ReplayCheck:
         table = torch.zeros(2, self._ranks.size, len(limits[0]), dtype=torch.float64)
         for ahead, limit in enumerate(limits):
             table[ahead, (rank + ahead) % self._ranks.size] = limit
-        return self._ranks.sum(table, "replay limits").amin(0)
+        return self._ranks.all_reduce(table, "replay limits").amin(0)
 
     def _finding(self, share: int, results: Sequence[Sequence[LocalSums]], limits: Tensor | None) -> Finding:
         ranks = tuple((share - back) % self._ranks.size for back in range(3))
@@ -215,7 +215,7 @@ class ReplayCheck:
         device = self._parts.device
         name = f"{device} {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device)
         mine = Place(self._ranks.rank, socket.gethostname(), name)
-        gathered = self._ranks.gather_bytes(dump_json(asdict(mine)).encode(), "replay places")
+        gathered = self._ranks.all_gather_bytes(dump_json(asdict(mine)).encode(), "replay places")
         places = [Place(**json.loads(place)) for place in gathered]
         last = self._state.replays.samples if self._state.replays.passed else None
         occasion = Occasion(update.index, update.samples, update.global_batch, last, str(self._folder))

@@ -50,7 +50,7 @@ class OutcomeCollector:
                 ones = (torch.ones_like(b.each) if b.weights is None else b.weights for b in self._batches)
                 columns.append(torch.cat([*ones]))
             table[:, torch.from_numpy(np.concatenate(self._ids))] = torch.stack(columns).cpu()
-        evaluated, each, *rest = ranks.sum(table, "outcomes").numpy()
+        evaluated, each, *rest = ranks.all_reduce(table, "outcomes").numpy()
         each[evaluated == 0] = np.nan
         correct = rest.pop(0) > 0 if has_correct else None
         return Outcomes(samples, each, correct, rest.pop(0) if has_weights else None)

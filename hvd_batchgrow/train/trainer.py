@@ -13,7 +13,7 @@ import torch
 
 from hvd_batchgrow.comm.hardware import Hardware, hardware_of
 from hvd_batchgrow.comm.ranks import CollectiveError, Ranks, RanksLost
-from hvd_batchgrow.data.order.stream import passes_of_rank
+from hvd_batchgrow.data.order.stream import micro_batches_of_rank
 from hvd_batchgrow.data.pipeline.reader import GhostBatchStream, choose_pipeline
 from hvd_batchgrow.messages.errors import ExitCode, RunError
 from hvd_batchgrow.optim.groups import is_divided
@@ -51,7 +51,7 @@ from hvd_batchgrow.train.run.run_folder import write_plan
 from hvd_batchgrow.train.train_state import TrainState
 from hvd_batchgrow.train.update.engine import UpdateResult
 from hvd_batchgrow.train.update.forward import MicroBatch
-from hvd_batchgrow.train.update.micro_batches import groups_of_pass, read_micro_batches
+from hvd_batchgrow.train.update.micro_batches import ghost_batches_per_micro_batch, read_micro_batches
 from hvd_batchgrow.train.update.non_finite import NonFinite, describe, describe_evaluation
 from hvd_batchgrow.train.weights_agree import check_agreement
 
@@ -214,7 +214,7 @@ class Trainer:
             stop: whether this rank requests a stop.
         """
         state, parts, group, batch = self.state, self.parts, self.plan.ghost_batch, phase.global_batch
-        passes = passes_of_rank(state.samples, batch, group, micro_batch, self.team.rank, self.team.size)
+        passes = micro_batches_of_rank(state.samples, batch, group, micro_batch, self.team.rank, self.team.size)
 
         def read(ghost_batches: GhostBatchStream) -> Iterator[MicroBatch]:
             return read_micro_batches(ghost_batches, passes, parts.keyed_by, parts.heartbeat.at)
@@ -237,8 +237,8 @@ class Trainer:
 
     def _ghost_batches(self, *, beside: bool = False) -> GhostBatchStream:
         """Return this rank's ghost batches from the next update on; beside: apart from those that are prefetched."""
-        num_groups = lambda group: groups_of_pass(self.plan, group, self.team.size)  # noqa: E731
-        return self.parts.ghost_batches(self.state.samples, self.team, num_groups, beside=beside)
+        num_ghost_batches = lambda group: ghost_batches_per_micro_batch(self.plan, group, self.team.size)  # noqa: E731
+        return self.parts.ghost_batches(self.state.samples, self.team, num_ghost_batches, beside=beside)
 
     def _restore(self, checkpoint: Checkpoint | None, replay: Path | None) -> list[str]:
         """Load the checkpoint and the recorded decisions; return notes for the user."""

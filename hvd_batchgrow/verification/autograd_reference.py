@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.datasets.dataset import DatasetPair
+from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.datasets.example import source_form
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.pipeline.reader import Reader
@@ -50,7 +50,7 @@ class PlainRun:
     """
 
     job: Job
-    source: DatasetPair
+    source: Datasets
     device: torch.device
     noise_seed: int | None = None
 

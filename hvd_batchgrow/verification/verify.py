@@ -18,7 +18,7 @@ import torch
 from hvd_batchgrow.comm.launcher_env import Backend, without_launcher
 from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.datasets.dataset import DatasetPair
+from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.datasets.example import source_form
 from hvd_batchgrow.interrupt import uninterrupted
 from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError, RunError
@@ -111,7 +111,7 @@ def default_shapes(global_batch: int, group: int, ranks: Sequence[int] = (1, 2, 
     return list(dict.fromkeys(shapes))
 
 
-def find_hazards(job: Job, source: DatasetPair) -> tuple[list[str], list[str]]:
+def find_hazards(job: Job, source: Datasets) -> tuple[list[str], list[str]]:
     """Find what makes the results of a job's network depend on the layout, and note what training changes in it.
 
     Raises:
@@ -127,7 +127,7 @@ def find_hazards(job: Job, source: DatasetPair) -> tuple[list[str], list[str]]:
 def verify(
     job_file: Path,
     job: Job,
-    source: DatasetPair,
+    source: Datasets,
     options: Sequence[str],
     shapes: Sequence[Shape],
     num_updates: int,
@@ -170,7 +170,7 @@ def verify(
     return results
 
 
-def _measure_limits(job: Job, source: DatasetPair, num_updates: int, report: Callable[[str], None]) -> RoundingLimits:
+def _measure_limits(job: Job, source: Datasets, num_updates: int, report: Callable[[str], None]) -> RoundingLimits:
     """Run the same updates by plain autograd, without noise and with it."""
     device = prepare_rank(job, SingleRank()).device
     message = f"{counted(num_updates, 'update')} by plain autograd"

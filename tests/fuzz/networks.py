@@ -108,7 +108,7 @@ def check(entry: Entry, layout: Layout, ranks: Ranks, base: Path) -> Verdict:
             outcomes.append(run(Case("network", entry.title, words, frozenset({0, 1, 2, 75}), environment=cache)))
         codes = torch.zeros(ranks.size, dtype=torch.int64)
         codes[ranks.rank] = -1 if outcomes[-1].code is None else outcomes[-1].code
-        ranks.sum(codes, "codes")
+        ranks.all_reduce(codes, "codes")
         if ranks.rank:
             return Verdict("of rank 0")
         if len(set(codes.tolist())) > 1:

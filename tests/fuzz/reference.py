@@ -46,9 +46,9 @@ class Layout:
         words = [f"{self.ranks}x{self.groups}", *["exact"] * self.exact, *["resumed"] * self.resumed]
         return " ".join(words)
 
-    def passes(self, num_groups: int) -> list[list[int]]:
+    def passes(self, num_ghost_batches: int) -> list[list[int]]:
         """Return the ghost batches of each micro-batch, rank by rank."""
-        shares = [list(range(rank, num_groups, self.ranks)) for rank in range(self.ranks)]
+        shares = [list(range(rank, num_ghost_batches, self.ranks)) for rank in range(self.ranks)]
         return [share[i : i + self.groups] for share in shares for i in range(0, len(share), self.groups)]
 
 
@@ -165,8 +165,8 @@ def _by_ghost_batch(norm: _BatchNorm, forward: Callable[[Tensor], Tensor], x: Te
     return torch.cat([forward(part) for part in x.split(GHOST)])
 
 
-def _served(entry: Entry, layout: Layout, num_groups: int) -> list[list[int]]:
-    return [[k] for k in range(num_groups)] if entry.order == "stream" else layout.passes(num_groups)
+def _served(entry: Entry, layout: Layout, num_ghost_batches: int) -> list[list[int]]:
+    return [[k] for k in range(num_ghost_batches)] if entry.order == "stream" else layout.passes(num_ghost_batches)
 
 
 def _own_buffers(network: nn.Module) -> State:

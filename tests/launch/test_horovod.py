@@ -57,7 +57,7 @@ from hvd_batchgrow.comm import backend, devices
 gpu = f"GPU-{os.environ['OMPI_COMM_WORLD_RANK']}"
 devices.visible_gpus = lambda: devices.VisibleGpus("n1", (gpu,))
 ranks = backend.connect("auto")
-Path(f"rank-{ranks.rank}").write_text(f"{ranks.backend} {ranks.sum(torch.ones(1), 'ones').item()}")
+Path(f"rank-{ranks.rank}").write_text(f"{ranks.backend} {ranks.all_reduce(torch.ones(1), 'ones').item()}")
 ranks.close()
 """
 

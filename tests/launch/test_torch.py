@@ -134,7 +134,7 @@ def test_no_thread_of_gloo_outlives_the_ranks(tmp_path: Path) -> None:
         "ranks = connect('torch')\n"
         "part = ranks.subset(1)\n"
         "part.close() if part else ranks.wait_until_woken(lambda: False)\n"
-        "ranks.sum(torch.ones(3), 'ones')\n"
+        "ranks.all_reduce(torch.ones(3), 'ones')\n"
         "during = len(os.listdir('/proc/self/task'))\n"
         "ranks.close()\n"
         "assert len(os.listdir('/proc/self/task')) == before < during, (before, during)\n"

@@ -9,7 +9,7 @@ import pytest
 
 from hvd_batchgrow.comm.ranks import Ranks, SingleRank
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.datasets.dataset import DatasetPair
+from hvd_batchgrow.data.datasets.dataset import Datasets
 from tests.helpers import encoded_samples, small_job
 from tests.training import StopAfter, digest, newest, train
 
@@ -57,7 +57,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(
 def test_encoded_images_with_replaced_samples(ranks: Ranks, tmp_path: Path) -> None:
     samples = encoded_samples(tmp_path, N)
     (tmp_path / "6.jpg").unlink()
-    source = DatasetPair(samples, samples, 7, (0.5,) * 3, (0.25,) * 3)
+    source = Datasets(samples, samples, 7, (0.5,) * 3, (0.25,) * 3)
     data = {
         **{"source": "image_folder", "num_samples": N, "crop_padding": 0, "image_size": 12},
         **{"on_bad_sample": "replace", **TRIVIAL, "color_jitter": [0.4, 0.4, 0.4, 0.1]},

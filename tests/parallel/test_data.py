@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hvd_batchgrow.comm.ranks import Ranks, SingleRank
-from hvd_batchgrow.data.datasets.dataset import BadSample, DatasetPair
+from hvd_batchgrow.data.datasets.dataset import BadSample, Datasets
 from hvd_batchgrow.observers.metrics import ConsumedFile
 from hvd_batchgrow.storage.atomic import write_atomically
 from hvd_batchgrow.train.liveness.stop import StopRequest
@@ -21,7 +21,7 @@ from tests.training import make_trainer
 N = 90
 
 
-def train(source: DatasetPair, ranks: Ranks, folder: Path, on_bad_sample: str) -> Trainer:
+def train(source: Datasets, ranks: Ranks, folder: Path, on_bad_sample: str) -> Trainer:
     """Train on encoded images with a batch that grows from 16 to 80; rank 0 writes the record."""
     job = small_job(
         data={
@@ -40,9 +40,9 @@ def train(source: DatasetPair, ranks: Ranks, folder: Path, on_bad_sample: str) -
     return trainer
 
 
-def make_source(folder: Path) -> DatasetPair:
+def make_source(folder: Path) -> Datasets:
     samples = encoded_samples(folder, N)
-    return DatasetPair(samples, samples, 7, (0.5,) * 3, (0.25,) * 3)
+    return Datasets(samples, samples, 7, (0.5,) * 3, (0.25,) * 3)
 
 
 def test_replacements_are_the_same_on_any_ranks_and_in_the_record(

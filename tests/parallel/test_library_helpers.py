@@ -77,7 +77,7 @@ def test_horovod_accumulates_the_micro_batches_of_a_growing_update(ranks: Ranks)
     growth = {"policy": "grow", "epochs": 3, "global_batch": 16, "boundaries_epochs": [1, 2], "noise_factor": 2}
     growth["max_batch"] = 64
     plan = plan_updates(
-        growth, lr=0.1, momentum=0.9, num_samples=96, ghost_batch=4, ranks=ranks.size, max_micro_batch=8
+        growth, lr=0.1, momentum=0.9, num_samples=96, ghost_batch=4, num_ranks=ranks.size, max_micro_batch=8
     )
     torch.manual_seed(0)
     inputs, targets = torch.randn(96, 5), torch.randn(96, 1)
@@ -93,7 +93,7 @@ def test_horovod_accumulates_the_micro_batches_of_a_growing_update(ranks: Ranks)
         optimizer.zero_grad()
         for ids in batches:
             loss = nn.functional.mse_loss(network(inputs[ids]), targets[ids])
-            (loss / len(update.passes)).backward()
+            (loss / len(update.micro_batches)).backward()
         optimizer.step()
         scheduler.step()
 

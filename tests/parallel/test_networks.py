@@ -237,7 +237,7 @@ def test_all_ranks_have_the_same_buffers_which_count_updates(ranks: Ranks, tmp_p
     assert int(run.parts.model.count) == run.elastic.num_updates  # type: ignore[arg-type]
     digests = torch.zeros(ranks.size, dtype=torch.int64)
     digests[ranks.rank] = int(tree_digest(dict(run.parts.model.named_buffers()))[:15], 16)
-    assert len(set(ranks.sum(digests, "digests of buffers").tolist())) == 1
+    assert len(set(ranks.all_reduce(digests, "digests of buffers").tolist())) == 1
 
 
 def test_a_run_is_resumed_with_its_buffers_on_any_ranks(ranks: Ranks, tmp_path: Path) -> None:

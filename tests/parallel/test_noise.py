@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import Ranks, SingleRank
 from hvd_batchgrow.config import UpdateSection
-from hvd_batchgrow.data.order.stream import groups_of_rank
+from hvd_batchgrow.data.order.stream import ghost_batches_of_rank
 from hvd_batchgrow.optim.build import build_optimizer
 from hvd_batchgrow.train.update.engine import UpdateEngine
 from hvd_batchgrow.train.update.gradient_noise import NoiseEstimate
@@ -41,14 +41,16 @@ def make_engine(
     return engine
 
 
-def gradients(model: Any, ranks: Ranks, per_pass: int, update: int, num_groups: int) -> tuple[list[Tensor], list[int]]:
+def gradients(
+    model: Any, ranks: Ranks, per_pass: int, update: int, num_ghost_batches: int
+) -> tuple[list[Tensor], list[int]]:
     """Mean gradient of every pass of every rank, flat, in float64; and of how many samples each is."""
     plain = golden._with_batch_norm(model)
     plain.load_state_dict(model.state_dict(), strict=False)
     images, labels = golden.samples(update)
     found, sizes = [], []
     for rank in range(ranks.size):
-        mine = groups_of_rank(0, num_groups, rank, ranks.size)
+        mine = ghost_batches_of_rank(0, num_ghost_batches, rank, ranks.size)
         for first in range(0, len(mine), per_pass):
             loss, count = torch.zeros((), dtype=torch.float64), 0
             for group in mine[first : first + per_pass]:
@@ -77,17 +79,17 @@ def assert_close(seen: NoiseEstimate, wanted: NoiseEstimate, rel: float = 1e-9) 
 # --- against each pass alone ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("num_groups", [12, 11])
+@pytest.mark.parametrize("num_ghost_batches", [12, 11])
 @pytest.mark.parametrize("per_pass", [1, 2, 3])
 def test_norms_are_those_of_each_pass_on_each_rank_before_anything_is_summed(
-    ranks: Ranks, per_pass: int, num_groups: int
+    ranks: Ranks, per_pass: int, num_ghost_batches: int
 ) -> None:
     # (g): not of sums over ranks, nor over the passes before
     engine = make_engine(ranks)
     engine.measure_noise()
     for update in range(golden.NUM_UPDATES):
-        wanted = noise_of(*gradients(engine.model, ranks, per_pass, update, num_groups))
-        result = golden.serve(engine, ranks, per_pass, update, num_groups)
+        wanted = noise_of(*gradients(engine.model, ranks, per_pass, update, num_ghost_batches))
+        result = golden.serve(engine, ranks, per_pass, update, num_ghost_batches)
         assert result.noise.keys() == {ALL}
         assert_close(result.noise[ALL], wanted)
 
@@ -200,16 +202,16 @@ def test_measuring_changes_no_bit_of_the_weights(ranks: Ranks, per_pass: int, se
     assert tree_digest(trees[0]) == tree_digest(trees[1])
 
 
-@pytest.mark.parametrize("num_groups", [12, 11])
-def test_exact_measurements_are_those_of_one_rank_to_the_bit(ranks: Ranks, num_groups: int) -> None:
+@pytest.mark.parametrize("num_ghost_batches", [12, 11])
+def test_exact_measurements_are_those_of_one_rank_to_the_bit(ranks: Ranks, num_ghost_batches: int) -> None:
     """Against the groups of all ranks served in one process, in another order."""
     alone = make_engine(SingleRank(), exact=True, single=True)
     together = make_engine(ranks, exact=True, single=True)
     for engine in (alone, together):
         engine.measure_noise(per_layer_group=False)
     for update in range(golden.NUM_UPDATES):
-        first = golden.serve(alone, alone.ranks, 1, update, num_groups, order=-1)
-        second = golden.serve(together, ranks, 1, update, num_groups)
+        first = golden.serve(alone, alone.ranks, 1, update, num_ghost_batches, order=-1)
+        second = golden.serve(together, ranks, 1, update, num_ghost_batches)
         assert first.noise == second.noise
         assert first.loss_sum == second.loss_sum
     assert tree_digest(together.model.state_dict()) == tree_digest(alone.model.state_dict())

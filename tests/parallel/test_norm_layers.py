@@ -104,7 +104,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
 
 
 def of_units(
-    model: nn.Module, unit: int, update: int, num_groups: int, weights: Sequence[float] | None = None
+    model: nn.Module, unit: int, update: int, num_ghost_batches: int, weights: Sequence[float] | None = None
 ) -> NoiseEstimate:
     """The estimate from the gradients of the norms' parameters, one autograd call for each unit of `unit` samples."""
     plain = plain_copy(model).double().train()
@@ -113,7 +113,7 @@ def of_units(
     images, labels = golden.samples(update)
     each = torch.ones(len(images), dtype=torch.float64) if weights is None else torch.tensor(weights).double()
     found, sizes = [], []
-    for first in range(0, num_groups * GROUP, unit):
+    for first in range(0, num_ghost_batches * GROUP, unit):
         rows = slice(first, first + unit)
         losses = nn.functional.cross_entropy(plain(images[rows]), labels[rows], reduction="none") * each[rows]
         size = float(each[rows].sum())
@@ -121,7 +121,7 @@ def of_units(
             gradients = torch.autograd.grad(losses.sum() / size, wanted)
             found.append(torch.cat([gradient.flatten() for gradient in gradients]))
             sizes.append(size)
-    total = num_groups * GROUP
+    total = num_ghost_batches * GROUP
     return noise_of(found, [size * total / sum(sizes) for size in sizes])  # type: ignore[misc]
 
 
@@ -132,17 +132,17 @@ def unit_of(name: str) -> int:
 # --- against plain autograd -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("num_groups", [12, 11])
+@pytest.mark.parametrize("num_ghost_batches", [12, 11])
 @pytest.mark.parametrize("per_pass", [1, 3, 12])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_estimate_is_that_of_single_units(ranks: Ranks, name: str, per_pass: int, num_groups: int) -> None:
+def test_the_estimate_is_that_of_single_units(ranks: Ranks, name: str, per_pass: int, num_ghost_batches: int) -> None:
     engine = measuring(name, ranks)
     for update in range(2):
-        wanted = of_units(engine.model, unit_of(name), update, num_groups)
-        result = golden.serve(engine, ranks, per_pass, update, num_groups)
+        wanted = of_units(engine.model, unit_of(name), update, num_ghost_batches)
+        result = golden.serve(engine, ranks, per_pass, update, num_ghost_batches)
         assert_close(result.noise[NORM_LAYERS], wanted)
-        assert result.noise[NORM_LAYERS].num_gradients == num_groups * GROUP // unit_of(name)
-        assert (ALL in result.noise) == (ranks.size > 1 or per_pass < num_groups)
+        assert result.noise[NORM_LAYERS].num_gradients == num_ghost_batches * GROUP // unit_of(name)
+        assert (ALL in result.noise) == (ranks.size > 1 or per_pass < num_ghost_batches)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

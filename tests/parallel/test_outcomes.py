@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hvd_batchgrow.comm.ranks import Ranks
-from hvd_batchgrow.data.datasets.dataset import DatasetPair
+from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.observers.outcomes import OutcomesFile
 from hvd_batchgrow.results.outcomes import read_outcomes
 from hvd_batchgrow.tasks.task import Losses
@@ -82,7 +82,7 @@ def test_a_bad_sample_that_is_skipped_has_no_outcome(ranks: Ranks, tmp_path: Pat
         "on_bad_sample": "replace",
     }
     job = small_job(data=data, schedule={"max_batch": 80}, evaluation={"batch_size": 16, "every_epochs": 3.0})
-    source = DatasetPair(samples, samples, 7, (0.5,) * 3, (0.25,) * 3)
+    source = Datasets(samples, samples, 7, (0.5,) * 3, (0.25,) * 3)
     _, ended = train(job, ranks, tmp_path / "run", OutcomesFile(), source=source)
     found = read_outcomes(tmp_path / "run")
     assert found is not None

@@ -12,7 +12,7 @@ from torch import nn
 
 from hvd_batchgrow.comm.ranks import Ranks, SingleRank
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.datasets.dataset import DatasetPair
+from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.job_file import parse_job
 from tests.helpers import job_tree
@@ -26,7 +26,7 @@ def job_of(function: str, **sections: Any) -> Job:
     return parse_job({**tree, "data": data})
 
 
-def source_of(job: Job) -> DatasetPair:
+def source_of(job: Job) -> Datasets:
     return load_source(job.data, job.seed, lambda *_: None)
 
 

@@ -24,7 +24,7 @@ def never() -> bool:
 
 
 def sum_of_ones(ranks: Ranks) -> float:
-    return ranks.sum(torch.ones(3), "test.ones")[0].item()
+    return ranks.all_reduce(torch.ones(3), "test.ones")[0].item()
 
 
 def test_collectives_work_in_a_subset_and_in_all_ranks_after_it(ranks: Ranks) -> None:

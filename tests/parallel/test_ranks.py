@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.comm, pytest.mark.launcher]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
 def test_a_sum_is_over_all_ranks_and_in_place(ranks: Ranks, dtype: torch.dtype) -> None:
     tensor = torch.arange(5, dtype=dtype) + ranks.rank
-    summed = ranks.sum(tensor, f"test.{dtype}")
+    summed = ranks.all_reduce(tensor, f"test.{dtype}")
     assert summed is tensor
     # Σ_r (i + r) = R i + R (R - 1) / 2
     assert summed.tolist() == [ranks.size * i + ranks.size * (ranks.size - 1) // 2 for i in range(5)]
@@ -60,13 +60,13 @@ def test_all_ranks_start_gradients_in_rank_0s_order_whichever_are_ready_first(
     ranks: Ranks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[str] = []
-    start_sum = ranks.start_sum
+    start_all_reduce = ranks.start_all_reduce
 
     def record(tensor: Tensor, name: str) -> Any:
         started.append(name)
-        return start_sum(tensor, name)
+        return start_all_reduce(tensor, name)
 
-    monkeypatch.setattr(ranks, "start_sum", record)
+    monkeypatch.setattr(ranks, "start_all_reduce", record)
     terms = Terms(ranks, [2, 0, 1] if ranks.rank % 2 else [0, 1, 2])
     assert [terms.update() for _ in range(3)] == [[ranks.size, 10 * ranks.size, 100 * ranks.size]] * 3
     # The last parameter is in bucket 0.
@@ -85,7 +85,7 @@ def test_gradients_of_ranks_that_have_just_joined_are_summed_with_those_of_the_o
 
 def test_bytes_of_every_rank_reach_all(ranks: Ranks) -> None:
     expected = [bytes(range(5 * rank)) for rank in range(ranks.size)]
-    assert ranks.gather_bytes(expected[ranks.rank], "gathered") == expected
+    assert ranks.all_gather_bytes(expected[ranks.rank], "gathered") == expected
 
 
 @pytest.mark.parametrize("data", [None, b"", b"x", b"eight by", bytes(range(256)) * 5 + b"odd"])

@@ -13,7 +13,7 @@ import torch
 
 from hvd_batchgrow.comm.ranks import CollectiveError, Ranks
 from hvd_batchgrow.config import UpdateSection
-from hvd_batchgrow.data.datasets.dataset import DatasetPair
+from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
 from hvd_batchgrow.train.events import Observer, TrainRecord
 from hvd_batchgrow.train.liveness.stop import StopRequest
@@ -96,7 +96,7 @@ def test_a_gradient_that_overflows_is_not_blamed_on_a_group(ranks: Ranks, exact:
 
 
 def train(
-    ranks: Ranks, folder: Path, source: DatasetPair | None = None, checkpoint: Checkpoint | None = None, **update: Any
+    ranks: Ranks, folder: Path, source: Datasets | None = None, checkpoint: Checkpoint | None = None, **update: Any
 ) -> Trainer:
     trainer = trainer_of(ranks, folder, source=source, update=update)
     trainer.run(StopRequest(), checkpoint)
@@ -104,7 +104,7 @@ def train(
 
 
 def trainer_of(
-    ranks: Ranks, folder: Path, observers: Sequence[Observer] = (), source: DatasetPair | None = None, **sections: Any
+    ranks: Ranks, folder: Path, observers: Sequence[Observer] = (), source: Datasets | None = None, **sections: Any
 ) -> Trainer:
     job = small_job(checkpoint={"every_epochs": 0.5, "keep": 100}, **sections)
     return make_trainer(job, ranks, folder, *observers, source=source)
@@ -113,7 +113,7 @@ def trainer_of(
 def test_a_run_that_stops_says_which_update_and_samples(ranks: Ranks, tmp_path: Path) -> None:
     source = small_source()
     with pytest.raises(CollectiveError) as failure:
-        train(ranks, tmp_path, DatasetPair(source.train, source.test, 3, source.mean, (1e-42,)))
+        train(ranks, tmp_path, Datasets(source.train, source.test, 3, source.mean, (1e-42,)))
     if ranks.rank == 0:
         assert "update 0, samples 0 … 15, learning rate 0.05: the loss is not finite" in str(failure.value.error)
         assert "ids [" in str(failure.value.error)
@@ -278,9 +278,11 @@ def test_half_the_bytes_cross_the_network_and_one_rank_rounds_nothing(
 ) -> None:
     plain, compressed = golden.make_engine(ranks), golden.make_engine(ranks, rule=rule(allreduce_dtype="float16"))
     sent: dict[str, torch.dtype] = {}
-    start_sum = ranks.start_sum
+    start_all_reduce = ranks.start_all_reduce
     monkeypatch.setattr(
-        ranks, "start_sum", lambda tensor, name: (sent.update({name: tensor.dtype}), start_sum(tensor, name))[1]
+        ranks,
+        "start_all_reduce",
+        lambda tensor, name: (sent.update({name: tensor.dtype}), start_all_reduce(tensor, name))[1],
     )
     golden.serve(compressed, ranks, 2, 0)
     on_network = torch.float16 if ranks.size > 1 else torch.float64

@@ -53,7 +53,7 @@ def test_each_sample_once_an_epoch_across_growth_in_mid_epoch(
         entry = first + 8 * group + index % 8
         seen[entry // NUM_TRAIN, sample] += 1
         order[entry] = sample
-    ranks.sum(seen, "seen")
+    ranks.all_reduce(seen, "seen")
     assert (seen[:-1] == 1).all()
     assert int(seen[-1].sum()) == end % NUM_TRAIN
     assert int(seen[-1].max()) == 1

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hvd_batchgrow.comm.ranks import Ranks, SingleRank
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.datasets.dataset import ArrayDataset, DatasetPair
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Datasets
 from hvd_batchgrow.tasks.load_task import load_task
 from hvd_batchgrow.tasks.task import Losses
 from hvd_batchgrow.train.checkpoints.checkpoint import broadcast_checkpoint, newest_good
@@ -38,7 +38,7 @@ class Weighted:
         return Losses(weights * each, weights, {"rare": (right, (targets > 0).sum())})
 
 
-def values_of(source: DatasetPair, num_targets: int, *, binary: bool) -> DatasetPair:
+def values_of(source: Datasets, num_targets: int, *, binary: bool) -> Datasets:
     """Return a source whose targets are numbers that follow from the class."""
     table = np.random.default_rng(3).normal(2.0, 3.0, (source.num_classes, num_targets)).astype(np.float32)
     table = (table > 2.0).astype(np.float32) if binary else table
@@ -49,7 +49,7 @@ def values_of(source: DatasetPair, num_targets: int, *, binary: bool) -> Dataset
     return replace(source, train=train, test=test, num_classes=num_targets, schema=schema)
 
 
-def source_of(name: str) -> DatasetPair:
+def source_of(name: str) -> Datasets:
     source = small_source()
     if name in {"multi_label", "regression"}:
         return values_of(source, 4, binary=name == "multi_label")
@@ -125,5 +125,5 @@ def test_each_task_learns(ranks: Ranks, tmp_path: Path, name: str) -> None:
     assert recorder.evaluations[-1].loss < 0.8 * recorder.evaluations[0].loss
 
 
-def unused(data: Any) -> DatasetPair:
+def unused(data: Any) -> Datasets:
     raise AssertionError("the tests pass the source themselves")

@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 
 from hvd_batchgrow.comm.ranks import Ranks, SingleRank
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.datasets.dataset import DatasetPair
+from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.tokens.token_windows import TokenWindows
 from hvd_batchgrow.data.validation_split import with_validation
@@ -54,9 +54,9 @@ def text(num_tokens: int) -> NDArray[np.uint16]:
     return (np.cumsum(steps) % VOCABULARY).astype(np.uint16)
 
 
-def source() -> DatasetPair:
+def source() -> Datasets:
     train_set, test_set = (TokenWindows(text(count), CONTEXT) for count in (NUM_TOKENS, 1 + 9 * CONTEXT + 4))
-    return DatasetPair(train_set, test_set, VOCABULARY, (), ())
+    return Datasets(train_set, test_set, VOCABULARY, (), ())
 
 
 def job_of(*, group: int = 1, double: bool = False, **sections: Any) -> Job:

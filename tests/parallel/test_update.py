@@ -32,10 +32,10 @@ def test_updates_are_those_of_the_formulas_whatever_the_layout(ranks: Ranks, per
 
 def test_unequal_pieces_weigh_by_their_samples(ranks: Ranks) -> None:
     # (e): 11 groups, two a pass: ranks hold 6 and 5 of them, and the last passes one group or two
-    expected, losses = golden.reference(num_groups=11)
+    expected, losses = golden.reference(num_ghost_batches=11)
     engine = golden.make_engine(ranks)
     for update in range(golden.NUM_UPDATES):
-        result = golden.serve(engine, ranks, 2, update, num_groups=11)
+        result = golden.serve(engine, ranks, 2, update, num_ghost_batches=11)
         assert result.loss_sum / (11 * golden.GROUP) == pytest.approx(losses[update], rel=1e-12)
     golden.assert_same_weights(engine.model, expected)
 
@@ -50,21 +50,21 @@ def test_the_network_is_used_by_the_last_pass_alone(
     engine = golden.make_engine(ranks)
     if measures_noise:
         engine.measure_noise()
-    num_passes = math.ceil(golden.NUM_GROUPS / ranks.size / per_pass)
+    num_micro_batches = math.ceil(golden.NUM_GROUPS / ranks.size / per_pass)
     forwards: list[int] = []
     sums: list[tuple[str, int]] = []
-    start_sum = ranks.start_sum
+    start_all_reduce = ranks.start_all_reduce
 
     def record(tensor: Tensor, name: str) -> Any:
         sums.append((name, len(forwards)))
-        return start_sum(tensor, name)
+        return start_all_reduce(tensor, name)
 
-    monkeypatch.setattr(ranks, "start_sum", record)
+    monkeypatch.setattr(ranks, "start_all_reduce", record)
     engine.model.register_forward_hook(lambda *_: forwards.append(1))
     golden.serve(engine, ranks, per_pass, 0)
-    assert len(forwards) == num_passes
+    assert len(forwards) == num_micro_batches
     names = ["totals", "gradients.0", "reached", *(["gradient norms"] if measures_noise else [])]
-    assert sums == [(name, num_passes) for name in names]
+    assert sums == [(name, num_micro_batches) for name in names]
 
 
 def test_gradients_start_on_their_way_while_the_last_backward_runs(
@@ -74,13 +74,13 @@ def test_gradients_start_on_their_way_while_the_last_backward_runs(
     engine.buckets = type(engine.buckets)(engine.model.parameters(), ranks, bucket_bytes=512)
     golden.serve(engine, ranks, 12, 0)  # the first backward of all shows which gradients come in pieces
     events: list[str] = []
-    start_sum = ranks.start_sum
+    start_all_reduce = ranks.start_all_reduce
 
     def record(tensor: Tensor, name: str) -> Any:
         events.append(name)
-        return start_sum(tensor, name)
+        return start_all_reduce(tensor, name)
 
-    monkeypatch.setattr(ranks, "start_sum", record)
+    monkeypatch.setattr(ranks, "start_all_reduce", record)
     first = next(engine.model.parameters())
     first.register_post_accumulate_grad_hook(lambda _: events.append("first parameter"))
     golden.serve(engine, ranks, 12, 0)
@@ -102,8 +102,8 @@ def test_a_vote_to_stop_reaches_every_rank(ranks: Ranks) -> None:
 
 
 @pytest.mark.parametrize("jump", [1.0, 1e9, 1e-9])
-@pytest.mark.parametrize("num_groups", [12, 11])
-def test_exact_updates_are_those_of_one_rank_to_the_bit(ranks: Ranks, num_groups: int, jump: float) -> None:
+@pytest.mark.parametrize("num_ghost_batches", [12, 11])
+def test_exact_updates_are_those_of_one_rank_to_the_bit(ranks: Ranks, num_ghost_batches: int, jump: float) -> None:
     """Against the groups of all ranks served in one process, in another order, in float32.
 
     After a jump of the gradient of one ghost batch, the last update is repeated in both.
@@ -118,6 +118,6 @@ def test_exact_updates_are_those_of_one_rank_to_the_bit(ranks: Ranks, num_groups
             lambda _, inputs, logits: logits * torch.where((inputs[0] == marked).all(), jump, 1.0)
         )
     for update in range(golden.NUM_UPDATES):
-        golden.serve(alone, alone.ranks, 1, update, num_groups, order=-1)
-        golden.serve(together, ranks, 1, update, num_groups)
+        golden.serve(alone, alone.ranks, 1, update, num_ghost_batches, order=-1)
+        golden.serve(together, ranks, 1, update, num_ghost_batches)
     assert tree_digest(together.model.state_dict()) == tree_digest(alone.model.state_dict())

@@ -13,7 +13,7 @@ from torch import nn
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.datasets.dataset import ArrayDataset, DatasetPair
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Datasets
 from hvd_batchgrow.data.validation_split import held_out_ids, with_validation
 from hvd_batchgrow.train.checkpoints.best import best_path
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good
@@ -26,7 +26,7 @@ from tests.training import Recorder, StopAfter, digest, make_trainer, newest, tr
 SPLIT = {"validation_fraction": 0.1, "pipeline": "torch"}
 
 
-def split_source(seed: int = 7) -> DatasetPair:
+def split_source(seed: int = 7) -> Datasets:
     return with_validation(small_source(), 0.1, seed)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import Ranks, SingleRank
-from hvd_batchgrow.data.order.stream import groups_of_rank
+from hvd_batchgrow.data.order.stream import ghost_batches_of_rank
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.tasks.task import Losses
@@ -60,7 +60,7 @@ def make_engine(ranks: Ranks, forward: Forward, *, exact: bool = False) -> Updat
 
 def serve(engine: UpdateEngine, ranks: Ranks, per_pass: int, lengths: Tensor = LENGTHS) -> UpdateResult:
     inputs, targets = sequences()
-    mine = groups_of_rank(0, NUM_GROUPS, ranks.rank, ranks.size)
+    mine = ghost_batches_of_rank(0, NUM_GROUPS, ranks.rank, ranks.size)
     passes = [tuple(mine[first : first + per_pass]) for first in range(0, len(mine), per_pass)]
 
     def micro_batch(slots: Sequence[int]) -> MicroBatch:
@@ -114,16 +114,16 @@ def expected_noise(per_pass: int, num_ranks: int) -> NoiseEstimate:
         gradients = torch.autograd.grad(each.sum() / LENGTHS[rows].sum(), list(model.parameters()))
         return torch.cat([gradient.flatten() for gradient in gradients])
 
-    spread, num_passes = 0.0, 0
+    spread, num_micro_batches = 0.0, 0
     for rank in range(num_ranks):
-        mine = groups_of_rank(0, NUM_GROUPS, rank, num_ranks)
+        mine = ghost_batches_of_rank(0, NUM_GROUPS, rank, num_ranks)
         for first in range(0, len(mine), per_pass):
             rows = torch.cat([torch.arange(g * GROUP, (g + 1) * GROUP) for g in mine[first : first + per_pass]])
             if tokens := int(LENGTHS[rows].sum()):
                 spread += tokens * float(mean_gradient(rows).square().sum())
-                num_passes += 1
+                num_micro_batches += 1
     total, norm = int(LENGTHS.sum()), float(mean_gradient(torch.arange(BATCH)).square().sum())
-    per_token = (spread - total * norm) / (num_passes - 1)
+    per_token = (spread - total * norm) / (num_micro_batches - 1)
     return NoiseEstimate(per_token * BATCH / total, norm - per_token / total)
 
 

@@ -18,7 +18,7 @@ from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.arrays import idx
 from hvd_batchgrow.data.arrays.cifar import VERSIONS
 from hvd_batchgrow.data.arrays.idx import read_idx
-from hvd_batchgrow.data.datasets.dataset import Dataset, DatasetPair
+from hvd_batchgrow.data.datasets.dataset import Dataset, Datasets
 from hvd_batchgrow.data.datasets.normalization import chunks_of, image_moments, row_moments
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.messages.errors import RunError
@@ -34,7 +34,7 @@ def no_report(what: str, done: int, total: int, unit: str = "bytes") -> None:
     """Ignore the progress."""
 
 
-def load(source: str, root: Path | None = None, **keys: Any) -> DatasetPair:
+def load(source: str, root: Path | None = None, **keys: Any) -> Datasets:
     return load_source(DataSection(source=source, root=str(root) if root else None, **keys), 7, no_report)
 
 

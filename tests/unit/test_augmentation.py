@@ -15,9 +15,9 @@ import torch
 
 from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.datasets.dataset import ArrayDataset, BadSample, DatasetPair, raise_bad
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, BadSample, Datasets, raise_bad
 from hvd_batchgrow.data.load_source import load_source
-from hvd_batchgrow.data.order.stream import Stream, groups_of_rank, sample_draws
+from hvd_batchgrow.data.order.stream import Stream, ghost_batches_of_rank, sample_draws
 from hvd_batchgrow.data.pipeline.pixel_augment import pixel_augment
 from hvd_batchgrow.data.pipeline.reader import GhostBatches, Reader, choose_pipeline, training_augment
 from hvd_batchgrow.data.pipeline.sampler import TrainSampler
@@ -39,14 +39,14 @@ KINDS = ["images", "encoded"]
 
 
 @pytest.fixture
-def make_source(tmp_path: Path) -> Callable[[str], DatasetPair]:
-    def make(kind: str) -> DatasetPair:
+def make_source(tmp_path: Path) -> Callable[[str], Datasets]:
+    def make(kind: str) -> Datasets:
         if kind == "encoded":
             samples: Any = encoded_samples(tmp_path, N)
         else:
             values = np.random.default_rng(1).integers(0, 256, (N, 9, 8, 3), dtype=np.uint8)
             samples = ArrayDataset(values, np.arange(N) % CLASSES)
-        return DatasetPair(samples, samples, CLASSES, (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
+        return Datasets(samples, samples, CLASSES, (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
 
     return make
 
@@ -55,7 +55,7 @@ def section(**keys: Any) -> DataSection:
     return DataSection(**{"source": "idx", "image_size": CROP, "hflip": True, "crop_padding": 1, **keys})
 
 
-def reader_of(source: DatasetPair, **keys: Any) -> Reader:
+def reader_of(source: Datasets, **keys: Any) -> Reader:
     return Reader(section(**keys), source, torch.device("cpu"), 1, raise_bad, 64)
 
 
@@ -82,7 +82,7 @@ def assert_same(found: GhostBatches, expected: GhostBatches) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("form", [{}, {"channels_last": True}, {"auto_augment": "trivialaugment_wide"}])
 def test_ghost_batches_are_the_same_in_every_layout_and_after_a_resume(
-    make_source: Callable[[str], DatasetPair], kind: str, form: dict[str, Any]
+    make_source: Callable[[str], Datasets], kind: str, form: dict[str, Any]
 ) -> None:
     """Two epochs, 50 samples each, whose ends are within ghost batches; across ranks and batches of several."""
     reader = reader_of(make_source(kind), **{**OF_SAMPLES, **MIXING, **form})
@@ -91,14 +91,14 @@ def test_ghost_batches_are_the_same_in_every_layout_and_after_a_resume(
     for ranks, at_once in ((1, 3), (2, 5), (3, 2)):
         for first in (0, 11):  # from the start, and at a resume
             for rank in range(ranks):
-                mine = groups_of_rank(first, 27 - first, rank, ranks)
+                mine = ghost_batches_of_rank(first, 27 - first, rank, ranks)
                 for k, found in zip(mine, read(reader, len(mine), mine[0], ranks, at_once), strict=True):
                     assert_same(found, whole[k])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_sample_has_the_same_pixels_whatever_the_ghost_batch_is(
-    make_source: Callable[[str], DatasetPair], kind: str
+    make_source: Callable[[str], Datasets], kind: str
 ) -> None:
     reader = reader_of(make_source(kind), **OF_SAMPLES)
     (expected,) = read(reader, 1, gamma=2 * N)
@@ -113,7 +113,7 @@ def test_a_sample_has_the_same_pixels_whatever_the_ghost_batch_is(
 
 @pytest.mark.parametrize("form", [{}, {"channels_last": True, "dtype": "float16"}])
 def test_any_number_of_decoding_threads_gives_the_same_pixels(
-    make_source: Callable[[str], DatasetPair], form: dict[str, Any]
+    make_source: Callable[[str], Datasets], form: dict[str, Any]
 ) -> None:
     source, keys = make_source("encoded"), {"pipeline": "torch", **OF_SAMPLES, **MIXING, **form}
     one, three = (replace(reader_of(source, **keys), num_threads=threads) for threads in (1, 3))
@@ -130,7 +130,7 @@ def test_a_bad_sample_is_found_by_a_decoding_thread_when_its_batch_is_next(tmp_p
     samples, stream = encoded_samples(tmp_path, N), Stream(N, 5)
     bad = int(stream.ids(9, 10)[0])
     (tmp_path / f"{bad}.jpg").unlink()
-    source = DatasetPair(samples, samples, CLASSES, (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
+    source = Datasets(samples, samples, CLASSES, (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
     reported: list[int] = []
 
     def note(fault: BadSample) -> None:
@@ -152,7 +152,7 @@ def test_a_bad_sample_is_found_by_a_decoding_thread_when_its_batch_is_next(tmp_p
     assert reported == [bad]
 
 
-def test_decoding_threads_end_with_the_reader(make_source: Callable[[str], DatasetPair]) -> None:
+def test_decoding_threads_end_with_the_reader(make_source: Callable[[str], Datasets]) -> None:
     reader = replace(reader_of(make_source("encoded"), pipeline="torch"), num_threads=4)
     before = set(threading.enumerate())
     batches = reader.training(Stream(N, 5), GAMMA, 0, 1)
@@ -167,7 +167,7 @@ def test_decoding_threads_end_with_the_reader(make_source: Callable[[str], Datas
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_key_changes_most_training_samples_and_no_draw_of_another(
-    make_source: Callable[[str], DatasetPair], kind: str
+    make_source: Callable[[str], Datasets], kind: str
 ) -> None:
     source = make_source(kind)
     plain = list(read(reader_of(source), 12))
@@ -203,9 +203,7 @@ def test_draws_of_different_uses_differ_and_those_of_crops_are_as_before() -> No
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_erasing_and_mixing_are_the_same_from_both_pipelines(
-    make_source: Callable[[str], DatasetPair], kind: str
-) -> None:
+def test_erasing_and_mixing_are_the_same_from_both_pipelines(make_source: Callable[[str], Datasets], kind: str) -> None:
     source = make_source(kind)
     ours, theirs = (read(reader_of(source, pipeline=name, **AFTER_PIPELINE), 20) for name in ("torch", "dali"))
     for found, expected in zip(theirs, ours, strict=True):
@@ -213,7 +211,7 @@ def test_erasing_and_mixing_are_the_same_from_both_pipelines(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_evaluation_is_not_augmented(make_source: Callable[[str], DatasetPair], kind: str) -> None:
+def test_evaluation_is_not_augmented(make_source: Callable[[str], Datasets], kind: str) -> None:
     source = make_source(kind)
     plain, augmented = (
         next(reader_of(source, pipeline="torch", **keys).testing([range(N)])) for keys in ({}, OF_SAMPLES | MIXING)
@@ -227,7 +225,7 @@ def test_a_bad_sample_is_augmented_and_mixed_as_its_replacement(tmp_path: Path) 
     stream = Stream(N, 5)
     bad = int(stream.ids(5, 6)[0])
     samples.sizes[bad] = 0
-    source = DatasetPair(samples, samples, CLASSES, (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
+    source = Datasets(samples, samples, CLASSES, (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
     mixed, plain = (list(read(reader_of(source, **k), 3)) for k in (keys, OF_SAMPLES))
     assert mixed[1].replaced.tolist() == [False, True, False, False]
     assert mixed[1].ids[1] == stream.ids(6, 7)[0] == mixed[1].ids[2]
@@ -237,7 +235,7 @@ def test_a_bad_sample_is_augmented_and_mixed_as_its_replacement(tmp_path: Path) 
     assert bad not in mixed[1].ids
 
 
-def test_targets_that_are_not_classes_cannot_be_mixed(make_source: Callable[[str], DatasetPair]) -> None:
+def test_targets_that_are_not_classes_cannot_be_mixed(make_source: Callable[[str], Datasets]) -> None:
     source = make_source("images")
     train = ArrayDataset(source.train.fetch(np.arange(N)), np.ones((N, 2), np.float32))
     with pytest.raises(JobError, match=r"data.cutmix_alpha: mixes classes, .* torch.float32 \(4, 2\); set it to 0"):
@@ -247,7 +245,7 @@ def test_targets_that_are_not_classes_cannot_be_mixed(make_source: Callable[[str
 # --- the choice of a pipeline, and faults -------------------------------------------------------------
 
 
-def test_operations_that_dali_does_not_have_select_torch(make_source: Callable[[str], DatasetPair]) -> None:
+def test_operations_that_dali_does_not_have_select_torch(make_source: Callable[[str], Datasets]) -> None:
     samples = make_source("encoded").train
     assert choose_pipeline(section(), samples) == "dali"
     assert choose_pipeline(section(**AFTER_PIPELINE), samples) == "dali"
@@ -261,7 +259,7 @@ def test_operations_that_dali_does_not_have_select_torch(make_source: Callable[[
         ]
 
 
-def test_a_run_reports_why_pillow_decodes(make_source: Callable[[str], DatasetPair]) -> None:
+def test_a_run_reports_why_pillow_decodes(make_source: Callable[[str], Datasets]) -> None:
     data = {"source": "image_folder", "image_size": CROP, "num_samples": N, "crop_padding": 0}
     notes = []
     for keys in ({}, AFTER_PIPELINE, {"auto_augment": "randaugment"}):

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.datasets.dataset import DatasetPair
+from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.messages.errors import JobError, RunError
 from tests.helpers import idx_bytes, labels_of
@@ -44,7 +44,7 @@ def write(root: Path, kind: str, part: str, labels: Any) -> None:
         write_tar(root / f"{part}.tar", samples)
 
 
-def load(root: Path, kind: str, train: Any, test: Any = (0, 1), **keys: Any) -> DatasetPair:
+def load(root: Path, kind: str, train: Any, test: Any = (0, 1), **keys: Any) -> Datasets:
     write(root, kind, "train", train)
     write(root, kind, "test", test)
     if kind == "webdataset":

@@ -77,15 +77,15 @@ def test_growth_of_the_batch_compiles_nothing_again(tmp_path: Path, monkeypatch:
     model = dense7.build(6, 3, channels=(8,), ghost_batch=4, bn_momentum=0.1, dropout=0.3)
     model.compile()
     engine = UpdateEngine(model, torch.optim.SGD(model.parameters(), lr=0.1), SingleRank())
-    for num_passes in (1, 1, 2, 8):
-        with torch.compiler.set_stance("fail_on_recompile") if num_passes > 1 else nullcontext():
+    for num_micro_batches in (1, 1, 2, 8):
+        with torch.compiler.set_stance("fail_on_recompile") if num_micro_batches > 1 else nullcontext():
             keys = sample_keys(1, np.zeros(8, dtype=np.int64), np.arange(8))
             passes = [
                 MicroBatch(torch.randn(8, 6), torch.arange(8) % 3, (2 * k, 2 * k + 1), keys=keys)
-                for k in range(num_passes)
+                for k in range(num_micro_batches)
             ]
-            phase = Phase(0.0, 0.1, 0.9, 8 * num_passes, 8.0 * num_passes, start_samples=0, num_updates=1)
-            engine.update(iter(passes), num_passes, phase, 2 * num_passes)
+            phase = Phase(0.0, 0.1, 0.9, 8 * num_micro_batches, 8.0 * num_micro_batches, start_samples=0, num_updates=1)
+            engine.update(iter(passes), num_micro_batches, phase, 2 * num_micro_batches)
 
 
 @pytest.mark.slow

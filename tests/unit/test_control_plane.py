@@ -66,10 +66,10 @@ class Reached(Exception):  # noqa: N818
 class Starting(LoneRank):
     """Ends a run where its first update communicates."""
 
-    def start_sum(self, tensor: torch.Tensor, name: str) -> None:
+    def start_all_reduce(self, tensor: torch.Tensor, name: str) -> None:
         if name.startswith(("totals", "gradients")):
             raise Reached
-        super().start_sum(tensor, name)
+        super().start_all_reduce(tensor, name)
 
 
 @cache

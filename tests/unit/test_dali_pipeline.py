@@ -20,18 +20,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.dlpack import from_dlpack
 
 from hvd_batchgrow.comm.ranks import SingleRank
-from hvd_batchgrow.data.datasets.dataset import ArrayDataset, BadSample, Dataset, DatasetPair
-from hvd_batchgrow.data.order.stream import Stream, passes_of_rank
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, BadSample, Dataset, Datasets
+from hvd_batchgrow.data.order.stream import Stream, micro_batches_of_rank
 from hvd_batchgrow.data.pipeline import dali_pipeline
 from hvd_batchgrow.data.pipeline import sampler as samplers
 from hvd_batchgrow.data.pipeline.crops import Augment, CropFlip, ResizedCrop
 from hvd_batchgrow.data.pipeline.dali_definition import make_pipeline
 from hvd_batchgrow.data.pipeline.dali_pipeline import DaliPipeline
 from hvd_batchgrow.data.pipeline.reader import GhostBatches, GhostBatchStream
-from hvd_batchgrow.data.pipeline.sampler import NumGroups, RawBatch, TrainSampler, one_by_one
+from hvd_batchgrow.data.pipeline.sampler import NumGhostBatches, RawBatch, TrainSampler, one_by_one
 from hvd_batchgrow.data.pipeline.torch_pipeline import Normalize, torch_inputs
 from hvd_batchgrow.schedule.plan import compile_plan
-from hvd_batchgrow.train.update.micro_batches import groups_of_pass
+from hvd_batchgrow.train.update.micro_batches import ghost_batches_per_micro_batch
 from tests.helpers import SIDE, encoded_samples, measured_job, small_job
 from tests.training import train
 
@@ -53,11 +53,11 @@ def samples_of(kind: str, folder: Path, count: int = 60) -> Dataset:
     return ArrayDataset(values, np.arange(count) % 7)
 
 
-def sampler_of(samples: Dataset, num_groups: NumGroups = one_by_one) -> TrainSampler:
+def sampler_of(samples: Dataset, num_ghost_batches: NumGhostBatches = one_by_one) -> TrainSampler:
     rule: Augment = CropFlip((SIDE, SIDE), 2, hflip=True)
     if samples.kind == "encoded":
         rule = ResizedCrop((CROP, CROP), (0.08, 1.0), (3 / 4, 4 / 3), hflip=True)
-    return TrainSampler(samples, Stream(len(samples), SEED), rule, GROUP, num_groups=num_groups)
+    return TrainSampler(samples, Stream(len(samples), SEED), rule, GROUP, num_ghost_batches=num_ghost_batches)
 
 
 def expected_inputs(samples: Dataset, groups: Iterable[int]) -> Tensor:
@@ -144,19 +144,21 @@ def test_batches_are_the_passes_of_the_plan(ranks: int, max_micro_batch: int) ->
         while samples < plan.schedule.end_samples:
             index = plan.schedule.index_at(samples)
             batch, micro_batch = plan.schedule.phases[index].global_batch, plan.layouts[index].micro_batch
-            passes = passes_of_rank(samples, batch, 8, micro_batch, rank, ranks)
+            passes = micro_batches_of_rank(samples, batch, 8, micro_batch, rank, ranks)
             expected += [[samples // 8 + slot for slot in slots] for slots in passes]
             samples += batch
         found: list[list[int]] = []
         group = rank
         while len(found) < len(expected):
-            found.append(list(range(group, group + groups_of_pass(plan, group, ranks) * ranks, ranks)))
+            found.append(list(range(group, group + ghost_batches_per_micro_batch(plan, group, ranks) * ranks, ranks)))
             group = found[-1][-1] + ranks
         assert found == expected
-        assert groups_of_pass(plan, 10**6 * ranks + rank, ranks) >= 1  # prefetched after the end of the run
+        assert (
+            ghost_batches_per_micro_batch(plan, 10**6 * ranks + rank, ranks) >= 1
+        )  # prefetched after the end of the run
         # A batch that begins within a pass ends with it.
         for groups in expected:
-            assert [groups_of_pass(plan, k, ranks) for k in groups] == list(range(len(groups), 0, -1))
+            assert [ghost_batches_per_micro_batch(plan, k, ranks) for k in groups] == list(range(len(groups), 0, -1))
 
 
 # --- streams and buffers ----------------------------------------------------------------------------
@@ -385,7 +387,7 @@ def test_a_run_has_one_pipeline_for_training_and_one_beside_it_and_joins_no_batc
         layout={"max_micro_batch": 24},
         evaluation={"batch_size": 32},
     )
-    source = DatasetPair(samples, samples, 7, (0.5,) * 3, (0.2,) * 3)
+    source = Datasets(samples, samples, 7, (0.5,) * 3, (0.2,) * 3)
     trainer, ended = train(job, SingleRank(), tmp_path / "run", source=source)
     assert len({phase.global_batch for phase in trainer.plan.schedule.phases}) > 1
     assert ended.done
@@ -417,7 +419,7 @@ def test_batches_in_flight_are_cut_where_a_trigger_grows_the_batch(
         return batches
 
     monkeypatch.setattr(GhostBatchStream, "take", recorded)
-    source = DatasetPair(samples, samples, 7, (0.5,) * 3, (0.2,) * 3)
+    source = Datasets(samples, samples, 7, (0.5,) * 3, (0.2,) * 3)
     trainer, _ = train(job, SingleRank(), tmp_path / "run", source=source)
     assert seen == list(range(trainer.plan.schedule.end_samples))
     grown_at = [decision.samples for decision in trainer.plan.decisions]

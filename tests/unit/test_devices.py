@@ -35,7 +35,7 @@ def test_the_keys_of_rank_0_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """A rank that cannot read the job has the default keys; it must not expect GPUs where the others use the CPU."""
 
     class Second(SingleRank):
-        def gather_bytes(self, data: bytes, name: str) -> list[bytes]:
+        def all_gather_bytes(self, data: bytes, name: str) -> list[bytes]:
             return [json.dumps(["a", ["GPU-1"], "cpu", None]).encode(), data]
 
     monkeypatch.setattr(devices, "visible_gpus", lambda: on("a", "GPU-1"))
@@ -144,7 +144,7 @@ class Seeing(SingleRank):
         self.rank, self.size = rank, len(seen)
         self._seen = [[view.host, [*view.uuids]] for view in seen]
 
-    def gather_bytes(self, data: bytes, name: str) -> list[bytes]:
+    def all_gather_bytes(self, data: bytes, name: str) -> list[bytes]:
         mine = json.loads(data)
         assert mine[:2] == self._seen[self.rank]
         return [json.dumps([*view, *mine[2:]]).encode() for view in self._seen]
@@ -223,7 +223,7 @@ class Pair(SingleRank):
     rank, size, local_rank, local_size, backend = 1, 2, 1, 2, "horovod-mpi"
     sums_on_gpu = False
 
-    def gather_bytes(self, data: bytes, name: str) -> list[bytes]:
+    def all_gather_bytes(self, data: bytes, name: str) -> list[bytes]:
         return [data, data]
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from hvd_batchgrow.cli import main
-from hvd_batchgrow.data.datasets.dataset import ArrayDataset, DatasetPair
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Datasets
 from hvd_batchgrow.deployment.trained_network import load_network
 from tests.helpers import labels_of, small_source, write_idx_folder
 from tests.pictures import CLASSES
@@ -97,7 +97,7 @@ def test_arrays_of_another_folder_are_normalized_as_in_training(job: str, capsys
         ArrayDataset(part.fetch(np.arange(len(part))) // 2, np.array(labels_of(part)))
         for part in (source.train, source.test)
     ]
-    write_idx_folder(Path("darker"), DatasetPair(darker[1], darker[0], 3, (0.5,), (0.25,)))
+    write_idx_folder(Path("darker"), Datasets(darker[1], darker[0], 3, (0.5,), (0.25,)))
     found = evaluated(capsys, "--data.root", "darker")
     assert found["num_test"] == 300
     description = json.loads((RUN / "model.json").read_text())

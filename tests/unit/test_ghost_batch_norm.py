@@ -158,24 +158,24 @@ def test_two_ghost_batches_by_hand() -> None:
 
 
 @given(
-    num_groups=st.integers(1, 4),
+    num_ghost_batches=st.integers(1, 4),
     ghost=st.integers(1, 5),
     channels=st.integers(1, 5),
     side=st.tuples(st.integers(1, 6), st.integers(1, 6)),
     channels_last=st.booleans(),
 )
 def test_any_shape_by_the_formula(
-    num_groups: int, ghost: int, channels: int, side: tuple[int, int], channels_last: bool
+    num_ghost_batches: int, ghost: int, channels: int, side: tuple[int, int], channels_last: bool
 ) -> None:
     assume(ghost * side[0] * side[1] > 1)
-    x = inputs((num_groups * ghost, channels, *side), channels_last)
+    x = inputs((num_ghost_batches * ghost, channels, *side), channels_last)
     norm, e = GhostBatchNorm2d(channels, ghost, momentum=0.3).double(), 0.3
-    groups = x.reshape(num_groups, ghost, channels, *side)
+    groups = x.reshape(num_ghost_batches, ghost, channels, *side)
     variance, mean = torch.var_mean(groups, (1, 3, 4), correction=0, keepdim=True)
     torch.testing.assert_close(norm(x), ((groups - mean) / (variance + 1e-5).sqrt()).reshape(x.shape))
     running_mean, running_var = torch.zeros_like(norm.running_mean), torch.ones_like(norm.running_var)
     unbiased = groups.var((1, 3, 4))
-    for i in range(num_groups):
+    for i in range(num_ghost_batches):
         running_mean = (1 - e) * running_mean + e * mean[i].flatten()
         running_var = (1 - e) * running_var + e * unbiased[i]
     torch.testing.assert_close((norm.running_mean, norm.running_var), (running_mean, running_var))
@@ -428,10 +428,10 @@ def test_its_relu_is_a_relu_after_it(case: Case, training: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # warnings of torch.compile
-@pytest.mark.parametrize("num_groups", [1, 2])
+@pytest.mark.parametrize("num_ghost_batches", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_a_compiled_network_gives_the_same(num_groups: int, dtype: torch.dtype) -> None:
-    norm, x = make().to(dtype), inputs((num_groups * GHOST, 3, 5, 5)).to(dtype).requires_grad_()
+def test_a_compiled_network_gives_the_same(num_ghost_batches: int, dtype: torch.dtype) -> None:
+    norm, x = make().to(dtype), inputs((num_ghost_batches * GHOST, 3, 5, 5)).to(dtype).requires_grad_()
     compiled = torch.compile(nn.Sequential(norm, nn.Sigmoid()), backend="eager")
     y, expected = compiled(x), make().to(dtype)(x).sigmoid()
     assert torch.equal(y, expected)

@@ -40,9 +40,9 @@ needs_library = pytest.mark.skipif(COMPILER is None and ghost_cpu.library() is N
 
 
 def made(shape: tuple[int, ...], *, channels_last: bool = False, offset: float = 1.0, seed: int = 1) -> Tensor:
-    num_groups, samples, *rest = shape
+    num_ghost_batches, samples, *rest = shape
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(num_groups * samples, *rest, generator=generator) * 3 + offset
+    x = torch.randn(num_ghost_batches * samples, *rest, generator=generator) * 3 + offset
     return x.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else x
 
 
@@ -55,7 +55,7 @@ def parameters(num_channels: int, dtype: torch.dtype = torch.float32) -> list[Te
 def everything(
     normalise: ghost_choice.Normalise,
     x: Tensor,
-    num_groups: int,
+    num_ghost_batches: int,
     *,
     affine: bool = True,
     relu: bool = False,
@@ -64,7 +64,7 @@ def everything(
     """Return output, statistics, and gradients of input and parameters."""
     leaf = x.detach().requires_grad_()
     weight, bias = parameters(x.shape[1], x.dtype) if affine else (None, None)
-    y, statistics = normalise(leaf, weight, bias, num_groups, EPS, relu=relu)
+    y, statistics = normalise(leaf, weight, bias, num_ghost_batches, EPS, relu=relu)
     upstream = made((1, *x.shape), seed=3).to(x.dtype) if upstream is None else upstream
     wanted = [leaf, *(p for p in (weight, bias) if p is not None)]
     return [y.detach(), statistics, *torch.autograd.grad(y, wanted, upstream)]
@@ -110,9 +110,9 @@ def test_a_large_mean_costs_no_more_than_the_rounding_of_the_input(shape: tuple[
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_a_ghost_batch_is_bit_identical_alone_and_among_others(shape: tuple[int, ...], channels_last: bool) -> None:
-    x, num_groups = made(shape, channels_last=channels_last), shape[0]
+    x, num_ghost_batches = made(shape, channels_last=channels_last), shape[0]
     upstream = made(shape, seed=3)
-    y, statistics, grad, *_ = everything(ghost_cpu.normalise, x, num_groups, upstream=upstream)
+    y, statistics, grad, *_ = everything(ghost_cpu.normalise, x, num_ghost_batches, upstream=upstream)
     pairs = zip(x.split(shape[1]), upstream.split(shape[1]), strict=True)
     alone = [everything(ghost_cpu.normalise, chunk, 1, upstream=dy) for chunk, dy in pairs]
     assert torch.equal(y, torch.cat([each[0] for each in alone]))
@@ -154,12 +154,14 @@ def test_a_fork_has_separate_threads() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-@given(num_groups=st.integers(1, 20), num_channels=st.integers(1, 100), num_threads=st.integers(1, 40))
-def test_parts_cover_all_channels_and_ghost_batches_once(num_groups: int, num_channels: int, num_threads: int) -> None:
-    parts = ghost_cpu.cut(num_groups, num_channels, num_threads)
+@given(num_ghost_batches=st.integers(1, 20), num_channels=st.integers(1, 100), num_threads=st.integers(1, 40))
+def test_parts_cover_all_channels_and_ghost_batches_once(
+    num_ghost_batches: int, num_channels: int, num_threads: int
+) -> None:
+    parts = ghost_cpu.cut(num_ghost_batches, num_channels, num_threads)
     assert len(parts) <= num_threads
     done = [place for (a, b), (c, d) in parts for place in itertools.product(range(a, b), range(c, d))]
-    assert sorted(done) == list(itertools.product(range(num_groups), range(num_channels)))
+    assert sorted(done) == list(itertools.product(range(num_ghost_batches), range(num_channels)))
 
 
 @needs_library

@@ -58,9 +58,9 @@ def test_offsets_beyond_32_bits_use_pytorch() -> None:
     assert not fits(2**31)
 
 
-@pytest.mark.parametrize(("dtype", "num_groups"), [(torch.float32, 1), (torch.bfloat16, 2), (torch.float64, 2)])
-def test_unsupported_types_use_pytorch(dtype: torch.dtype, num_groups: int) -> None:
-    assert ghost_choice.choose(torch.zeros(4, 2, dtype=dtype), num_groups) is ghost_reference.normalise
+@pytest.mark.parametrize(("dtype", "num_ghost_batches"), [(torch.float32, 1), (torch.bfloat16, 2), (torch.float64, 2)])
+def test_unsupported_types_use_pytorch(dtype: torch.dtype, num_ghost_batches: int) -> None:
+    assert ghost_choice.choose(torch.zeros(4, 2, dtype=dtype), num_ghost_batches) is ghost_reference.normalise
 
 
 def test_by_pytorch_only_ends_with_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,8 +103,8 @@ def test_a_triton_that_cannot_build_kernels_is_replaced_with_a_warning(
 def test_the_norm_uses_what_is_chosen_for_one_ghost_batch_and_for_several(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = []
 
-    def choose(x: torch.Tensor, num_groups: int) -> ghost_choice.Normalise:
-        chosen.append((len(x), num_groups))
+    def choose(x: torch.Tensor, num_ghost_batches: int) -> ghost_choice.Normalise:
+        chosen.append((len(x), num_ghost_batches))
         return ghost_reference.normalise
 
     monkeypatch.setattr("hvd_batchgrow.nn.ghost.ghost_batch_norm.choose", choose)

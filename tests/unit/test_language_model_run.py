@@ -193,8 +193,11 @@ def test_a_plan_has_any_batch_and_says_nothing_of_batch_norm() -> None:
 def test_a_custom_loop_may_distribute_single_samples() -> None:
     schedule = {"policy": "grow", "epochs": 2, "boundaries_epochs": [1], "noise_factor": 2, "global_batch": 3}
     keys: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "num_samples": 60, "ghost_batch": 1}
-    plan = plan_updates({**schedule, "max_batch": 6}, ranks=3, **keys)
-    seen = [[k for u in updates(plan, 0, rank, 3) for part in u.passes for k in part.ids.tolist()] for rank in range(3)]
+    plan = plan_updates({**schedule, "max_batch": 6}, num_ranks=3, **keys)
+    seen = [
+        [k for u in updates(plan, 0, rank, 3) for part in u.micro_batches for k in part.ids.tolist()]
+        for rank in range(3)
+    ]
     assert sorted(k for ids in seen for k in ids) == sorted([*range(60)] * 2)
     assert [len(ids) for ids in seen] == [40, 40, 40]
 

@@ -82,7 +82,7 @@ class TwoRanks(SingleRank):
 
     size, backend = 2, "torch-gloo"
 
-    def gather_bytes(self, data: bytes, name: str) -> list[bytes]:
+    def all_gather_bytes(self, data: bytes, name: str) -> list[bytes]:
         return [data, data]
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvd_batchgrow.data.order.stream import groups_of_rank
+from hvd_batchgrow.data.order.stream import ghost_batches_of_rank
 from hvd_batchgrow.schedule.layout import Layout, divisors, form_layout, formable_ranks
 
 
@@ -70,7 +70,7 @@ def test_a_ragged_layout_has_room_for_every_group(groups: int, ranks: int, per_p
     if groups < ranks:
         return
     layout = form_layout(groups * 8, ranks, 8, per_pass * 8, uneven_ranks=True)
-    shares = [len(groups_of_rank(first, groups, rank, ranks)) for rank in range(ranks)]
+    shares = [len(ghost_batches_of_rank(first, groups, rank, ranks)) for rank in range(ranks)]
     assert sum(shares) == groups
     assert min(shares) >= 1
     assert layout.accumulation == -(-max(shares) * 8 // layout.micro_batch)

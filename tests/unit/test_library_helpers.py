@@ -45,7 +45,7 @@ def small_plan(ranks: int = 1, **options: Any) -> Plan:
     }
     growth |= options.pop("schedule", {})
     values = {"lr": 0.1, "momentum": 0.9, "max_micro_batch": 16} | options
-    return plan_updates(growth, num_samples=NUM_SAMPLES, ghost_batch=4, ranks=ranks, **values)
+    return plan_updates(growth, num_samples=NUM_SAMPLES, ghost_batch=4, num_ranks=ranks, **values)
 
 
 BATCHES = [16] * 7 + [32] * 3 + [64] * 2
@@ -168,14 +168,14 @@ def test_by_update_reports_micro_batches_that_were_not_taken_or_are_missing() ->
     [
         ({"start_samples": 113}, "sample counter 113 is within an update.*batch is 32; nearest.*: 112, 144"),
         ({"start_samples": 400}, "sample counter 400 is outside the run: 0 … 335"),
-        ({"rank": 2, "ranks": 2}, "rank = 2 must be in 0 … 1"),
-        ({"ranks": 4}, "the plan is for 2 ranks, got 4"),
+        ({"rank": 2, "num_ranks": 2}, "rank = 2 must be in 0 … 1"),
+        ({"num_ranks": 4}, "the plan is for 2 ranks, got 4"),
         ({"span": "year"}, 'span = \'year\' must be "epoch", "phase" or "run"'),
     ],
 )
 def test_impossible_arguments_are_errors(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        PlanBatchSampler(small_plan(2), SEED, **{"ranks": 2, **options})
+        PlanBatchSampler(small_plan(2), SEED, **{"num_ranks": 2, **options})
 
 
 def test_unequal_micro_batches_are_an_error_because_loops_average_their_losses() -> None:

@@ -22,7 +22,7 @@ from torch.utils.data import default_collate
 
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.datasets.dataset import ArrayDataset, DatasetPair, raise_bad
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Datasets, raise_bad
 from hvd_batchgrow.data.datasets.subset import resolve
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.order.stream import Stream
@@ -49,11 +49,11 @@ def section(function: str, **keys: Any) -> DataSection:
     return DataSection(source=f"tests.own_datasets:{function}", **keys)
 
 
-def loaded(function: str, seed: int = 3, **keys: Any) -> DatasetPair:
+def loaded(function: str, seed: int = 3, **keys: Any) -> Datasets:
     return load_source(section(function, **keys), seed, no_report, any_size=True)
 
 
-def read(source: DatasetPair, count: int, first: int = 0, seed: int = 3, data: DataSection | None = None) -> Any:
+def read(source: Datasets, count: int, first: int = 0, seed: int = 3, data: DataSection | None = None) -> Any:
     """Ghost batches of one rank."""
     reader = Reader(data or section("x"), source, CPU, 1, raise_bad, GROUP)
     batches = reader.training(Stream(len(source.train), seed), GROUP, first, 1)
@@ -135,7 +135,7 @@ class Windows(ArrayDataset):
 
 def test_another_dataset_may_give_the_network_integers_too() -> None:
     windows = Windows(np.arange(80).reshape(16, 5), np.arange(16))
-    reader = Reader(section("x"), DatasetPair(windows, windows, 4, (), ()), CPU, 1, raise_bad, GROUP)
+    reader = Reader(section("x"), Datasets(windows, windows, 4, (), ()), CPU, 1, raise_bad, GROUP)
     batch = next(reader.training(Stream(16, 3), GROUP, 0, 1))
     assert batch.inputs.tolist() == windows.values[batch.ids].tolist()
     assert (batch.inputs.dtype, batch.targets.tolist()) == (torch.int64, batch.ids.tolist())
@@ -272,7 +272,7 @@ def test_a_sample_that_fails_during_training_is_named_when_it_is_reached(
         ("iterable", "the returned object is a Endless, which can only be read in its own order."),
         (
             "generator",
-            "must return a hvd_batchgrow.data.datasets.dataset.DatasetPair, returned generator; or map-style",
+            "must return a hvd_batchgrow.data.datasets.dataset.Datasets, returned generator; or map-style",
         ),
         ("mapping", "the returned object is a dict, which is not a map-style Dataset with __getitem__ and __len__"),
         ("four", "returned a tuple of 4; return map-style torch Datasets: one, (train, test) or"),
@@ -584,7 +584,7 @@ def test_the_examples_of_the_page_are_sources(tmp_path: Path, monkeypatch: pytes
     np.save(tmp_path / "photos.npy", np.random.default_rng(0).integers(0, 256, (1100, 4, 4, 3), dtype=np.uint8))
     np.save(tmp_path / "labels.npy", np.arange(1100) % 10)
     rows = "def rows(data):\n    train = Noisy(np.ones((20, 3)), np.arange(20) % 2)\n"
-    rows += "    return DatasetPair(train, train, 2, (0.0,) * 3, (1.0,) * 3)\n"
+    rows += "    return Datasets(train, train, 2, (0.0,) * 3, (1.0,) * 3)\n"
     (tmp_path / "page_datasets.py").write_text(datasets)
     (tmp_path / "page_arrays.py").write_text(f"{arrays}\n\n{noisy}\n\n{rows}")
     monkeypatch.chdir(tmp_path)
@@ -613,7 +613,7 @@ class Lines:
         return torch.ones(2), self.last if index == len(self) - 1 else self.target
 
 
-def load_lines(target: Any, last: Any, task: Any) -> DatasetPair:
+def load_lines(target: Any, last: Any, task: Any) -> Datasets:
     lines = Lines(target, last)
     return load_samples((lines, lines), section("unused", num_classes=2), 0, task)
 

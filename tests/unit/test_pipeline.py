@@ -16,10 +16,10 @@ from torch.utils.dlpack import from_dlpack
 
 from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.datasets.dataset import ArrayDataset, BadSample, Dataset, DatasetPair, raise_bad
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, BadSample, Dataset, Datasets, raise_bad
 from hvd_batchgrow.data.images import encoded_dataset
 from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset
-from hvd_batchgrow.data.order.stream import Stream, groups_of_rank
+from hvd_batchgrow.data.order.stream import Stream, ghost_batches_of_rank
 from hvd_batchgrow.data.pipeline import sampler as samplers
 from hvd_batchgrow.data.pipeline.crops import Augment, CentreCrop, CropFlip, ResizedCrop
 from hvd_batchgrow.data.pipeline.dali_definition import arrays_of, make_pipeline
@@ -162,9 +162,9 @@ def test_a_sample_has_the_same_pixels_in_every_layout(
     samples = make_samples(kind, 131)
     entries = 2 * batch
     expected = read("torch", feed_of(samples, entries), 0, 1, 1)[0]
-    num_groups = entries // micro_batch
+    num_ghost_batches = entries // micro_batch
     for rank in range(ranks):
-        mine = groups_of_rank(0, num_groups, rank, ranks)
+        mine = ghost_batches_of_rank(0, num_ghost_batches, rank, ranks)
         for k, found in zip(mine, read(name, feed_of(samples, micro_batch), rank, ranks, len(mine)), strict=True):
             part = slice(k * micro_batch, (k + 1) * micro_batch)
             assert (found.stream_index == np.arange(part.start, part.stop)).all()
@@ -184,7 +184,7 @@ def test_growth_within_an_epoch_continues_the_stream(
     first = 0
     for groups in (2, 6, 10):
         for rank in range(2):
-            for k in groups_of_rank(first, groups, rank, 2):
+            for k in ghost_batches_of_rank(first, groups, rank, 2):
                 found = next(readers[rank])
                 assert (found.ids == expected[k].ids).all()
                 assert torch.equal(found.inputs, expected[k].inputs)
@@ -199,7 +199,7 @@ def test_a_resume_in_mid_epoch_at_another_rank_count(
     whole = read("torch", feed_of(samples, 8), 0, 1, 20)
     for first, ranks in ((1, 1), (3, 2), (5, 3)):
         for rank in range(ranks):
-            start = groups_of_rank(first, ranks, rank, ranks)[0]
+            start = ghost_batches_of_rank(first, ranks, rank, ranks)[0]
             for k, found in zip(
                 range(start, 20, ranks), read(name, feed_of(samples, 8), start, ranks, 2), strict=False
             ):
@@ -293,7 +293,7 @@ def test_memory_layout_and_type_change_no_pixel(
     make_samples: Callable[[str, int], Dataset], kind: str, name: str, dtype: str
 ) -> None:
     samples = make_samples(kind, 20)
-    source = DatasetPair(samples, samples, 7, FINISH.mean, FINISH.std)
+    source = Datasets(samples, samples, 7, FINISH.mean, FINISH.std)
     data = {"source": "synthetic_images", "crop_padding": 2, "hflip": True, "pipeline": name, "image_size": CROP}
     plain, changed = (
         next(
@@ -317,7 +317,7 @@ def test_every_test_sample_is_evaluated_once(
     make_samples: Callable[[str, int], Dataset], kind: str, name: str, ranks: int
 ) -> None:
     samples = make_samples(kind, 23)
-    source = DatasetPair(samples, samples, 7, FINISH.mean, FINISH.std)
+    source = Datasets(samples, samples, 7, FINISH.mean, FINISH.std)
     data = DataSection(source="idx", pipeline="auto" if kind == "rows" else name, image_size=CROP)  # type: ignore[arg-type]
     reader = Reader(data, source, torch.device("cpu"), 1, raise_bad, MOST)
     chunks = [range(start, min(start + 5, 23)) for start in range(0, 23, 5)]
@@ -333,7 +333,7 @@ def test_every_test_sample_is_evaluated_once(
 def test_the_centre_is_cut_as_torchvision_does(tmp_path: Path) -> None:
     """Resize the shorter side and crop the centre with PIL, which uses the same triangle filter and rounds to bytes."""
     samples = encoded_samples(tmp_path, 12)
-    source = DatasetPair(samples, samples, 7, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    source = Datasets(samples, samples, 7, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     data = DataSection(source="idx", image_size=10, eval_resize=14)
     (batch,) = Reader(data, source, torch.device("cpu"), 1, raise_bad, MOST).testing([range(12)])
     for k, found in enumerate(batch.inputs):
@@ -412,7 +412,7 @@ def test_a_bad_sample_is_replaced_by_the_next_of_the_stream(
 @pytest.mark.parametrize("name", PIPELINES)
 def test_bad_test_samples_are_skipped(tmp_path: Path, name: str) -> None:
     samples = damaged(tmp_path, "changed")
-    source = DatasetPair(samples, samples, 7, FINISH.mean, FINISH.std)
+    source = Datasets(samples, samples, 7, FINISH.mean, FINISH.std)
     data = DataSection(source="idx", image_size=CROP, pipeline=name)  # type: ignore[arg-type]
     reported: list[BadSample] = []
     reader = Reader(data, source, torch.device("cpu"), 1, reported.append, MOST)
@@ -427,7 +427,7 @@ def test_a_bad_sample_is_reported_once_as_replaced_in_training_and_once_as_skipp
     samples = encoded_samples(tmp_path, 24)
     data = {"source": "image_folder", "num_samples": 24, "image_size": CROP, "crop_padding": 0}
     job = small_job(data={**data, "on_bad_sample": "replace"}, model={"ghost_batch": 8})
-    source = DatasetPair(samples, samples, 7, FINISH.mean, FINISH.std)
+    source = Datasets(samples, samples, 7, FINISH.mean, FINISH.std)
     parts = TrainingParts(job, source, SingleRank(), torch.device("cpu"))
     (tmp_path / "6.jpg").unlink()
     for _ in range(2):  # each evaluation, and training after a change of ranks, begins with new samplers
@@ -443,7 +443,7 @@ def test_a_range_of_bad_test_samples_makes_no_other_count_twice(tmp_path: Path, 
     """The defect: a bad sample after a range without good samples repeated an evaluated range."""
     samples = damaged(tmp_path, "changed")
     samples.sizes[:2] = 0
-    source = DatasetPair(samples, samples, 7, FINISH.mean, FINISH.std)
+    source = Datasets(samples, samples, 7, FINISH.mean, FINISH.std)
     data = DataSection(source="idx", image_size=CROP, pipeline=name)  # type: ignore[arg-type]
     reader = Reader(data, source, torch.device("cpu"), 1, lambda bad: None, MOST)
     chunks = [range(start, min(start + 2, 25)) for start in range(0, 25, 2)]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.datasets.dataset import DatasetPair
+from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.source_checks import check_data
 from hvd_batchgrow.messages.errors import JobError, RunError
@@ -174,7 +174,7 @@ def write(folder: Path, train: NDArray[Any], labels: NDArray[Any] | None = None,
         np.save(folder / f"{part}_labels.npy", np.arange(len(train)) % 3 if labels is None else labels)
 
 
-def load(folder: Path, num_samples: int, **keys: Any) -> DatasetPair:
+def load(folder: Path, num_samples: int, **keys: Any) -> Datasets:
     return load_source(DataSection(source="numpy", root=str(folder), num_samples=num_samples, **keys), 0, no_report)
 
 
@@ -317,13 +317,13 @@ def test_idx_files_are_checked_alike(cache: Path, tmp_path: Path) -> None:
 
 OWN = """
 import numpy as np
-from hvd_batchgrow.data.datasets.dataset import ArrayDataset, DatasetPair
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Datasets
 
 def source(data):
     shape, mean, std = {shape}, {mean}, {std}
     images = np.random.default_rng(0).integers(0, 256, (20, *shape), dtype=np.uint8)
     samples = ArrayDataset(images.astype(np.{dtype}), np.arange(20) % 3)
-    return DatasetPair(samples, samples, 3, mean, std)
+    return Datasets(samples, samples, 3, mean, std)
 """
 
 

@@ -13,7 +13,7 @@ import torch
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.split import num_held_out
 from hvd_batchgrow.data.arrays import fashion_mnist
-from hvd_batchgrow.data.datasets.dataset import DatasetPair, raise_bad
+from hvd_batchgrow.data.datasets.dataset import Datasets, raise_bad
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.pipeline.reader import Reader
 from hvd_batchgrow.data.source_checks import check_data, known_num_samples
@@ -71,7 +71,7 @@ def test_imagenet_is_an_image_folder_of_known_size(monkeypatch: pytest.MonkeyPat
     made = small_source()
     asked: list[int | None] = []
 
-    def load(data: DataSection, seed: int, report: object) -> DatasetPair:
+    def load(data: DataSection, seed: int, report: object) -> Datasets:
         asked.append(data.num_classes)
         return made
 
@@ -88,18 +88,18 @@ def test_imagenet_is_an_image_folder_of_known_size(monkeypatch: pytest.MonkeyPat
 
 OWN = """
 import numpy as np
-from hvd_batchgrow.data.datasets.dataset import ArrayDataset, DatasetPair
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Datasets
 from hvd_batchgrow.messages.errors import RunError
 
 def rows(n, labels=()):
     return ArrayDataset(np.ones((n, 2), np.float32), labels if len(labels) else np.zeros(n, np.int64))
 
 def good(data):
-    return DatasetPair(rows(data.num_samples), rows(4), 2, (0.0, 0.0), (1.0, 1.0))
+    return Datasets(rows(data.num_samples), rows(4), 2, (0.0, 0.0), (1.0, 1.0))
 
 def wide(data):
     samples = ArrayDataset(1.7e9 + np.arange(8.0)[:, None], np.arange(8) % 2)
-    return DatasetPair(samples, samples, 2, (1.7e9 + 3.0,), (2.0,))
+    return Datasets(samples, samples, 2, (1.7e9 + 3.0,), (2.0,))
 
 def nothing(data):
     return None
@@ -112,13 +112,13 @@ def describe(data):
 
 def bad(data):
     images = ArrayDataset(np.ones((4, 2, 2, 1), np.float64), np.zeros(3, np.int32))
-    return DatasetPair(rows(8), images, 0, (0.0,), (1.0, 0.0))
+    return Datasets(rows(8), images, 0, (0.0,), (1.0, 0.0))
 
 def stripped(data):
-    return DatasetPair(object(), rows(4), 2, (0.0, 0.0), (1.0, 1.0))
+    return Datasets(object(), rows(4), 2, (0.0, 0.0), (1.0, 1.0))
 
 def beyond(data):
-    return DatasetPair(rows(8, np.arange(8)), rows(4), 2, (0.0, 0.0), (1.0, 1.0))
+    return Datasets(rows(8, np.arange(8)), rows(4), 2, (0.0, 0.0), (1.0, 1.0))
 """
 
 
@@ -160,7 +160,7 @@ def test_rows_of_a_user_source_may_be_float64_and_are_standardized_so(own: None)
         (
             "own_source:nothing",
             JobError,
-            r"must return a hvd_batchgrow.data.datasets.dataset.DatasetPair, returned NoneType",
+            r"must return a hvd_batchgrow.data.datasets.dataset.Datasets, returned NoneType",
         ),
         ("own_source:broken", RunError, r"'own_source:broken' failed: KeyError: 'key' \(.*own_source.py, line 20\)"),
         ("own_source:describe", RunError, r"^the disk is full$"),

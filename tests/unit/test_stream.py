@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvd_batchgrow.data.order.philox import philox4x32
-from hvd_batchgrow.data.order.stream import Stream, groups_left_in_pass, groups_of_rank, passes_of_rank, sample_draws
+from hvd_batchgrow.data.order.stream import (
+    Stream,
+    ghost_batches_left,
+    ghost_batches_of_rank,
+    micro_batches_of_rank,
+    sample_draws,
+)
 
 
 @pytest.mark.parametrize(
@@ -76,21 +82,21 @@ def test_draws_are_uniform() -> None:
 
 @given(first=st.integers(0, 1000), count=st.integers(0, 100), ranks=st.integers(1, 9))
 def test_every_group_goes_to_one_rank_whatever_the_update(first: int, count: int, ranks: int) -> None:
-    shares = [groups_of_rank(first, count, rank, ranks) for rank in range(ranks)]
+    shares = [ghost_batches_of_rank(first, count, rank, ranks) for rank in range(ranks)]
     assert sorted(k for share in shares for k in share) == list(range(first, first + count))
     assert all(k % ranks == rank for rank, share in enumerate(shares) for k in share)
 
 
 @given(st.integers(0, 40), st.integers(1, 30), st.integers(1, 7), st.integers(1, 5))
 def test_the_rest_of_a_pass_is_what_its_micro_batch_has_from_a_ghost_batch_on(
-    first_group: int, num_groups: int, per_pass: int, ranks: int
+    first_group: int, num_ghost_batches: int, per_pass: int, ranks: int
 ) -> None:
     found = {
-        group: groups_left_in_pass(group, first_group, num_groups, per_pass, ranks)
-        for group in range(first_group, first_group + num_groups + 3)
+        group: ghost_batches_left(group, first_group, num_ghost_batches, per_pass, ranks)
+        for group in range(first_group, first_group + num_ghost_batches + 3)
     }
-    expected = dict.fromkeys(range(first_group + num_groups, first_group + num_groups + 3), 0)
+    expected = dict.fromkeys(range(first_group + num_ghost_batches, first_group + num_ghost_batches + 3), 0)
     for rank in range(ranks):
-        for slots in passes_of_rank(4 * first_group, 4 * num_groups, 4, 4 * per_pass, rank, ranks):
+        for slots in micro_batches_of_rank(4 * first_group, 4 * num_ghost_batches, 4, 4 * per_pass, rank, ranks):
             expected |= {first_group + slot: len(slots) - k for k, slot in enumerate(slots)}
     assert found == expected

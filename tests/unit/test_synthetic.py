@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.datasets.dataset import Dataset, DatasetPair
+from hvd_batchgrow.data.datasets.dataset import Dataset, Datasets
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.messages.errors import JobError
 
@@ -18,7 +18,7 @@ def no_report(what: str, done: int, total: int, unit: str = "bytes") -> None:
     """Ignore the progress."""
 
 
-def load(source: str, seed: int = 7, **keys: Any) -> DatasetPair:
+def load(source: str, seed: int = 7, **keys: Any) -> Datasets:
     return load_source(DataSection(source=source, **keys), seed, no_report)
 
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.datasets.dataset import DatasetPair
+from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.messages.errors import JobError, RunError
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("cache")
 ROWS, LABELS = [[1.5, 2.0], [3.0, 4.25]], [0, 1]
 
 
-def load(root: Path, num_samples: int = 2, **keys: Any) -> DatasetPair:
+def load(root: Path, num_samples: int = 2, **keys: Any) -> Datasets:
     """Return the rows of train.csv (or .parquet), which is the test set too."""
     kind = "parquet" if (root / "train.parquet").exists() else "csv"
     keys = {"test": f"train.{kind}", **keys}

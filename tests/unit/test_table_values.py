@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.datasets.dataset import DatasetPair, raise_bad
+from hvd_batchgrow.data.datasets.dataset import Datasets, raise_bad
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.pipeline.reader import Reader
@@ -32,13 +32,13 @@ def section(root: Path, source: str = "csv", **keys: Any) -> DataSection:
     return DataSection(source=source, root=str(root), **keys)
 
 
-def load(data: DataSection, seed: int = 3) -> DatasetPair:
+def load(data: DataSection, seed: int = 3) -> Datasets:
     return load_source(data, seed, lambda *_: None)
 
 
-def inputs(data: DataSection, source: DatasetPair, part: str = "train") -> NDArray[np.float32]:
+def inputs(data: DataSection, source: Datasets, part: str = "train") -> NDArray[np.float32]:
     """Return the network's inputs for all samples, in order."""
-    swapped = DatasetPair(source.test, source.train if part == "train" else source.test, 9, source.mean, source.std)
+    swapped = Datasets(source.test, source.train if part == "train" else source.test, 9, source.mean, source.std)
     reader = Reader(data, swapped, torch.device("cpu"), 1, raise_bad, 64)
     (batch,) = reader.testing([range(len(swapped.test))])
     return np.asarray(batch.inputs)

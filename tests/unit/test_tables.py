@@ -17,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.datasets.dataset import Dataset, DatasetPair
+from hvd_batchgrow.data.datasets.dataset import Dataset, Datasets
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.tables import table_files
@@ -35,7 +35,7 @@ def no_report(what: str, done: int, total: int, unit: str = "bytes") -> None:
     """Ignore the progress."""
 
 
-def load(kind: str, root: Path | None, num_samples: int, seed: int = 7, **keys: Any) -> DatasetPair:
+def load(kind: str, root: Path | None, num_samples: int, seed: int = 7, **keys: Any) -> Datasets:
     data = DataSection(source=kind, root=str(root) if root else None, num_samples=num_samples, **keys)
     return load_source(data, seed, no_report)
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from hvd_batchgrow.config.task import TaskSection
 from hvd_batchgrow.config.task_specs import Direction
-from hvd_batchgrow.data.datasets.dataset import ArrayDataset, DatasetPair
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Datasets
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.messages.errors import JobError, RunError
 from hvd_batchgrow.schedule.plan import compile_plan
@@ -392,4 +392,4 @@ def test_the_targets_of_the_validation_set_are_checked_too() -> None:
     train, validation = ArrayDataset(rows, right), ArrayDataset(rows, wrong)
     job = small_job(task={"name": "multi_label"}, data={"source": "numpy"})
     with pytest.raises(RunError, match=r"4 are not: sample 0, label 0 is 0\.5"):
-        _load_task(job, DatasetPair(train, train, 1, (0.0, 0.0), (1.0, 1.0), validation=validation))
+        _load_task(job, Datasets(train, train, 1, (0.0, 0.0), (1.0, 1.0), validation=validation))

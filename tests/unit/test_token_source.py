@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection, Job
 from hvd_batchgrow.data.count_samples import with_counted_samples
-from hvd_batchgrow.data.datasets.dataset import ArrayDataset, DatasetPair
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Datasets
 from hvd_batchgrow.data.datasets.example import Example, source_form
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.order.stream import Stream
@@ -52,7 +52,7 @@ def section(root: Path, **keys: Any) -> DataSection:
     return DataSection(source="tokens", root=str(root), **given)
 
 
-def load(root: Path, **keys: Any) -> DatasetPair:
+def load(root: Path, **keys: Any) -> Datasets:
     return load_source(section(root, **keys), 7, no_report, "tokens")
 
 
@@ -286,15 +286,15 @@ def test_the_tokens_of_a_step_are_those_of_a_window() -> None:
 # --- custom sources ----------------------------------------------------------------------------
 
 
-def own(tokens: NDArray[Any], num_classes: int = VOCABULARY) -> DatasetPair:
+def own(tokens: NDArray[Any], num_classes: int = VOCABULARY) -> Datasets:
     windows = TokenWindows(tokens, CONTEXT)
-    return DatasetPair(windows, windows, num_classes, (), ())
+    return Datasets(windows, windows, num_classes, (), ())
 
 
 def test_a_custom_source_may_return_windows() -> None:
     assert check_own(own(text(40)), target="tokens") == []
     floats = ArrayDataset(np.zeros((4, 8), np.float32), np.zeros(4, np.int64))
-    mixed = DatasetPair(TokenWindows(text(40), CONTEXT), floats, VOCABULARY, (), ())
+    mixed = Datasets(TokenWindows(text(40), CONTEXT), floats, VOCABULARY, (), ())
     assert any("train and test must have the same kind" in fault for fault in check_own(mixed, target=None))
     with pytest.raises(RunError, match=r"data.source, train: 1 targets are not in 0 … 199, or -100 where a token does"):
         check_own(own(np.array([*range(100), 200, *range(100)]), 200), target="tokens")

@@ -242,14 +242,14 @@ class Quadratic:
         self.trace = float((self.curvature**2).sum())
         self.squared_norm = float(((self.curvature * self.weights) ** 2).sum())
 
-    def measured(self, num_updates: int, num_passes: int = 4, micro_batch: int = 8) -> GradientNoiseScale:
-        average, batch = NoiseAverage(1e9), num_passes * micro_batch
+    def measured(self, num_updates: int, num_micro_batches: int = 4, micro_batch: int = 8) -> GradientNoiseScale:
+        average, batch = NoiseAverage(1e9), num_micro_batches * micro_batch
         for _ in range(num_updates):
-            x = self.draw.standard_normal((num_passes, micro_batch, len(self.weights)))
+            x = self.draw.standard_normal((num_micro_batches, micro_batch, len(self.weights)))
             passes = (self.curvature * (self.weights - x)).mean(1)
             mean = passes.mean(0)
             weighted = float(micro_batch * (passes**2).sum())
-            one = estimate(weighted, num_passes, batch, float(mean @ mean))
+            one = estimate(weighted, num_micro_batches, batch, float(mean @ mean))
             assert one is not None
             average.add(one, batch)
         assert average.value is not None

@@ -101,7 +101,7 @@ def test_ghost_batches_processed_twice_or_never_raise_before_the_step() -> None:
 
 def test_too_few_passes_raise() -> None:
     engine = engine_of(nn.Linear(5, 3))
-    with pytest.raises(ValueError, match="num_passes = 0: must be at least 1 on each rank"):
+    with pytest.raises(ValueError, match="num_micro_batches = 0: must be at least 1 on each rank"):
         serve(engine, [])
     with pytest.raises(ValueError, match="ended after 1 of the update's 2 passes"):
         engine.update(iter(passes()[:1]), 2, PHASE, NUM_GROUPS)

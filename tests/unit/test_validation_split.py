@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.datasets.dataset import ArrayDataset, BadSample, DatasetPair, raise_bad
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, BadSample, Datasets, raise_bad
 from hvd_batchgrow.data.datasets.subset import origin
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.order.stream import Stream
@@ -26,11 +26,11 @@ from hvd_batchgrow.train.run.notes import notes_on_data
 from tests.helpers import NUM_TRAIN, encoded_samples, labels_of, plan_text, small_job, small_source, write_idx_folder
 
 
-def numbered(count: int) -> DatasetPair:
+def numbered(count: int) -> Datasets:
     """Rows whose only feature is their id, and whose class is its last digit."""
     ids = np.arange(count)
     train = ArrayDataset(ids[:, None].astype(np.float32), ids % 10)
-    return DatasetPair(train, train, 10, (0.0,), (1.0,))
+    return Datasets(train, train, 10, (0.0,), (1.0,))
 
 
 @pytest.mark.parametrize(("count", "fraction", "num"), [(300, 0.1, 30), (301, 0.1, 31), (100, 0.07, 7), (4, 0.5, 2)])
@@ -89,7 +89,7 @@ def test_validation_images_are_read_without_augmentation() -> None:
 @pytest.mark.parametrize("pipeline", ["torch", "dali"])
 def test_a_subset_of_encoded_images_is_decoded_like_the_whole_set(tmp_path: Path, pipeline: str) -> None:
     whole = encoded_samples(tmp_path, 12)
-    source = with_validation(DatasetPair(whole, whole, 7, (0.5,) * 3, (0.25,) * 3), 0.25, 1)
+    source = with_validation(Datasets(whole, whole, 7, (0.5,) * 3, (0.25,) * 3), 0.25, 1)
     ids = held_out_ids(12, 0.25, 1)
     assert source.validation is not None
     assert (source.validation.sizes == whole.sizes[ids]).all()
@@ -102,7 +102,7 @@ def test_a_subset_of_encoded_images_is_decoded_like_the_whole_set(tmp_path: Path
 
 def test_a_bad_sample_of_a_subset_has_its_id_there_and_its_own_file(tmp_path: Path) -> None:
     whole = encoded_samples(tmp_path, 12)
-    source = with_validation(DatasetPair(whole, whole, 7, (0.5,) * 3, (0.25,) * 3), 0.25, 1)
+    source = with_validation(Datasets(whole, whole, 7, (0.5,) * 3, (0.25,) * 3), 0.25, 1)
     assert source.validation is not None
     broken = int(held_out_ids(12, 0.25, 1)[2])
     (tmp_path / f"{broken}.jpg").write_bytes(b"")
@@ -123,7 +123,7 @@ def test_samples_known_to_be_bad_are_reported_for_the_set_that_holds_them(tmp_pa
     whole = encoded_samples(tmp_path, 12)
     broken = int(held_out_ids(12, 0.25, 1)[0])
     whole.sizes[broken] = 0
-    source = with_validation(DatasetPair(whole, whole, 7, (0.5,) * 3, (0.25,) * 3), 0.25, 1)
+    source = with_validation(Datasets(whole, whole, 7, (0.5,) * 3, (0.25,) * 3), 0.25, 1)
     notes = notes_on_data(source)
     assert notes[0].startswith(f"1 of 3 validation samples are bad and will be skipped: {tmp_path}/{broken}.jpg")
     assert notes[1].startswith("1 of 12 test samples")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.datasets.dataset import ArrayDataset, DatasetPair
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Datasets
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.messages.errors import JobError, RunError
 
@@ -21,7 +21,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HVD_BATCHGROW_CACHE", str(tmp_path / "cache"))
 
 
-def load(root: Path, source: str, **keys: Any) -> DatasetPair:
+def load(root: Path, source: str, **keys: Any) -> Datasets:
     data = DataSection(source=source, root=str(root), **keys)
     return load_source(data, 0, lambda *_: None, "values", any_size=True)
 
@@ -138,20 +138,20 @@ def test_several_label_columns_are_for_numbers(tmp_path: Path) -> None:
 # --- a custom source ---------------------------------------------------------------------------------
 
 
-def own(data: DataSection) -> DatasetPair:
+def own(data: DataSection) -> Datasets:
     targets = np.array([[0.5, 1.0], [2.0, 3.0]], dtype=np.float32)
     part = ArrayDataset(np.ones((2, 3), np.float32), targets)
-    return DatasetPair(part, part, 2, (0.0,) * 3, (1.0,) * 3)
+    return Datasets(part, part, 2, (0.0,) * 3, (1.0,) * 3)
 
 
-def flat(data: DataSection) -> DatasetPair:
+def flat(data: DataSection) -> Datasets:
     part = ArrayDataset(np.ones((2, 3), np.float32), np.zeros(2, np.float32))
-    return DatasetPair(part, part, 1, (0.0,) * 3, (1.0,) * 3)
+    return Datasets(part, part, 1, (0.0,) * 3, (1.0,) * 3)
 
 
-def three(data: DataSection) -> DatasetPair:
+def three(data: DataSection) -> Datasets:
     part = ArrayDataset(np.ones((2, 3), np.float32), np.zeros((2, 3), np.float32))
-    return DatasetPair(part, part, 2, (0.0,) * 3, (1.0,) * 3)
+    return Datasets(part, part, 2, (0.0,) * 3, (1.0,) * 3)
 
 
 def test_targets_of_a_custom_source(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.source_specs import ReportProgress
 from hvd_batchgrow.data.datasets.array_dataset import array_source
 from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays, file_stamp
-from hvd_batchgrow.data.datasets.dataset import DatasetPair
+from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.datasets.normalization import chunks_of, image_moments
 from hvd_batchgrow.data.datasets.section_values import need_root
 from hvd_batchgrow.messages.errors import RunError
@@ -80,7 +80,7 @@ VERSIONS = {
 }
 
 
-def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
+def load(data: DataSection, seed: int, report: ReportProgress) -> Datasets:
     """Return CIFAR-10 or CIFAR-100, unpacked into the cache once and mapped from there.
 
     Args:

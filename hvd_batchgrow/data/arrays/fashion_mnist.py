@@ -15,7 +15,7 @@ from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.source_specs import ReportProgress
 from hvd_batchgrow.data.arrays import idx
 from hvd_batchgrow.data.datasets.cache import cache_folder
-from hvd_batchgrow.data.datasets.dataset import DatasetPair
+from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.storage.atomic import new_folder
 from hvd_batchgrow.storage.file_lock import locked
@@ -34,7 +34,7 @@ _DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 _URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 
 
-def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
+def load(data: DataSection, seed: int, report: ReportProgress) -> Datasets:
     """Find or download Fashion-MNIST, and check it. Raises RunError as `find` and `idx.load_folder`."""
     return idx.load_folder(find(data.root, report), SHA256, data, report)
 

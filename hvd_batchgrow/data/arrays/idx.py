@@ -17,7 +17,7 @@ from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.source_specs import ReportProgress
 from hvd_batchgrow.data.datasets.array_dataset import array_source, check_images, int64_labels, with_channels
 from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays, file_stamp
-from hvd_batchgrow.data.datasets.dataset import DatasetPair
+from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.datasets.normalization import chunks_of, image_moments
 from hvd_batchgrow.data.datasets.plausibility import check_layout, not_cut_to_bits
 from hvd_batchgrow.data.datasets.section_values import need_root
@@ -29,12 +29,12 @@ NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3
 _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 
-def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
+def load(data: DataSection, seed: int, report: ReportProgress) -> Datasets:
     """Load the source `idx`: a folder of the four files. Raises RunError as `load_folder`, JobError without a root."""
     return load_folder(need_root(data, "the folder of its four files"), {}, data, report)
 
 
-def load_folder(folder: Path, sha256: Mapping[str, str], data: DataSection, report: ReportProgress) -> DatasetPair:
+def load_folder(folder: Path, sha256: Mapping[str, str], data: DataSection, report: ReportProgress) -> Datasets:
     """Return the source of four files, unpacked into the cache once and mapped from there.
 
     Args:

@@ -19,7 +19,7 @@ from hvd_batchgrow.data.datasets.array_dataset import (
     with_channels,
 )
 from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays, file_stamp
-from hvd_batchgrow.data.datasets.dataset import ArrayDataset, DatasetPair
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Datasets
 from hvd_batchgrow.data.datasets.normalization import chunks_of, finite_chunks, image_moments, loses_digits, row_moments
 from hvd_batchgrow.data.datasets.npy_file import open_npy
 from hvd_batchgrow.data.datasets.plausibility import check_layout, not_cut_to_bits
@@ -28,7 +28,7 @@ from hvd_batchgrow.data.datasets.targets import check_numbers, value_schema
 from hvd_batchgrow.messages.errors import RunError
 
 
-def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
+def load(data: DataSection, seed: int, report: ReportProgress) -> Datasets:
     """Load the source `numpy`: a file of images or rows, and a file of labels, for training and for testing.
 
     PREFIX_images.npy is uint8 (N, H, W, C) or (N, H, W); PREFIX_rows.npy is (N, features) of numbers;
@@ -53,7 +53,7 @@ def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
     return array_source({**values, **arrays}, (str(train), str(test)), data.num_classes, label_names)
 
 
-def load_values(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
+def load_values(data: DataSection, seed: int, report: ReportProgress) -> Datasets:
     """Load the source `numpy` with numbers as targets: PREFIX_targets.npy, (N, K) or (N,), instead of labels.
 
     Otherwise like `load`.
@@ -77,7 +77,7 @@ def load_values(data: DataSection, seed: int, report: ReportProgress) -> Dataset
         raise RunError(f"{pairs[1][1]}: a sample has {test.targets.shape[1]} targets, one of {pairs[0][1]} {count}")
     mean, std = (tuple(map(float, arrays[key])) for key in ("mean", "std"))
     schema = value_schema(train.targets)
-    return DatasetPair(train, test, count, mean, std, (), schema)
+    return Datasets(train, test, count, mean, std, (), schema)
 
 
 def _pair(root: Path, prefix: str, what: str) -> tuple[Path, Path]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.source_specs import Kind, ReportProgress
 from hvd_batchgrow.config.split import num_held_out
-from hvd_batchgrow.data.datasets.dataset import NO_SIZES, DatasetPair, Ids
+from hvd_batchgrow.data.datasets.dataset import NO_SIZES, Datasets, Ids
 from hvd_batchgrow.data.datasets.normalization import image_moments, row_moments
 from hvd_batchgrow.data.order.philox import philox4x32
 
@@ -110,7 +110,7 @@ class SyntheticDataset:
         return f"synthetic {self.kind}, number {sample_id}"
 
 
-def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
+def load(data: DataSection, seed: int, report: ReportProgress) -> Datasets:
     """Load the sources `synthetic_images` and `synthetic_rows`.
 
     Training samples are 0 … N - 1. They are followed by T test samples, where T is ⌈`data.test_fraction` · N⌉, and at
@@ -130,7 +130,7 @@ def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
     parts = range(num_samples), range(num_samples, num_samples + num_test)
     train, test = (SyntheticDataset(kind, shape, seed, ids, num_classes) for ids in parts)
     mean, std = (tuple(map(float, moment)) for moment in _moments(train))
-    return DatasetPair(train, test, num_classes, mean, std)
+    return Datasets(train, test, num_classes, mean, std)
 
 
 def _image_tables(

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_batchgrow.data.datasets.class_labels import check_range, count_classes, notes_on_classes
-from hvd_batchgrow.data.datasets.dataset import ArrayDataset, DatasetPair
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Datasets
 from hvd_batchgrow.data.datasets.plausibility import axis_hint, byte_hint
 from hvd_batchgrow.messages.errors import RunError
 
@@ -54,7 +54,7 @@ def array_source(
     names: tuple[str, str],
     num_classes: int | None,
     label_names: tuple[str, str] | None = None,
-) -> DatasetPair:
+) -> Datasets:
     """Return the source of arrays in memory or memory-mapped.
 
     Args:
@@ -79,4 +79,4 @@ def array_source(
         raise RunError(f"{names[1]}: a test sample is {test.shape}, one of {names[0]} {train.shape}")
     mean, std = (tuple(map(float, arrays[key])) for key in ("mean", "std"))
     notes = notes_on_classes(train.targets, test.targets, num_classes)
-    return DatasetPair(train, test, num_classes, mean, std, notes, {"first_label": first})
+    return Datasets(train, test, num_classes, mean, std, notes, {"first_label": first})

@@ -128,7 +128,7 @@ def _do_nothing() -> None:
 
 
 @dataclass(frozen=True)
-class DatasetPair:
+class Datasets:
     """Training and test samples, and the constants that normalize both."""
 
     train: Dataset

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hvd_batchgrow.config.task_specs import TargetKind
-from hvd_batchgrow.data.datasets.dataset import Dataset, DatasetPair
+from hvd_batchgrow.data.datasets.dataset import Dataset, Datasets
 from hvd_batchgrow.data.datasets.subset import whole_of
 from hvd_batchgrow.data.tensor_tree import Tree, form_of, num_rows, take_rows
 
@@ -51,7 +51,7 @@ InputForm = Sequence[int] | Example
 """Form of a network's inputs: the shape of one sample, for which random numbers are drawn, or real samples."""
 
 
-def source_form(source: DatasetPair, target: TargetKind | None) -> InputForm:
+def source_form(source: Datasets, target: TargetKind | None) -> InputForm:
     """Return the form of the inputs of a network for a source: its `input_form`, or random tokens of its vocabulary.
 
     Args:

@@ -56,7 +56,7 @@ def check_target_values(samples: Dataset, num_classes: int, target: TargetKind |
 
     Args:
         samples: the set, without `target_faults`.
-        num_classes: `DatasetPair.num_classes`.
+        num_classes: `Datasets.num_classes`.
         target: that the task needs; None: any.
         place: for the message.
 

@@ -26,7 +26,7 @@ from hvd_batchgrow.data.datasets.dataset import (
     IMAGENET_MEAN,
     BadSample,
     Dataset,
-    DatasetPair,
+    Datasets,
     Ids,
 )
 from hvd_batchgrow.data.datasets.subset import origin
@@ -175,9 +175,7 @@ def read_header(data: bytes | BinaryIO) -> tuple[int, int, int, bool, str, int]:
     return *inspect_image(stream), head
 
 
-def encoded_source(
-    data: DataSection, train: EncodedDataset, test: EncodedDataset, num_classes: int | None
-) -> DatasetPair:
+def encoded_source(data: DataSection, train: EncodedDataset, test: EncodedDataset, num_classes: int | None) -> Datasets:
     """Check samples and labels of two sets, and return their source.
 
     Raises:
@@ -190,7 +188,7 @@ def encoded_source(
     if first:
         train, test = (samples.labelled(samples.targets - first) for samples in (train, test))
     notes = notes_on_classes(train.targets, test.targets, num_classes)
-    return DatasetPair(train, test, num_classes, IMAGENET_MEAN, IMAGENET_DEVIATION, notes, {"first_label": first})
+    return Datasets(train, test, num_classes, IMAGENET_MEAN, IMAGENET_DEVIATION, notes, {"first_label": first})
 
 
 def report_bad(samples: EncodedDataset, on_bad_sample: str) -> None:

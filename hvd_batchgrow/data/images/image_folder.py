@@ -17,7 +17,7 @@ from typing import NamedTuple
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.source_specs import ReportProgress
 from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays
-from hvd_batchgrow.data.datasets.dataset import DatasetPair
+from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.datasets.section_values import need_root
 from hvd_batchgrow.data.images.class_folders import EXTENSIONS, Skipped, images_below, is_class_name, is_image_name
 from hvd_batchgrow.data.images.encoded_dataset import (
@@ -67,7 +67,7 @@ class Tree:
     """Messages that name the skipped files and folders."""
 
 
-def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
+def load(data: DataSection, seed: int, report: ReportProgress) -> Datasets:
     """Index root/train/<class>/… and root/val/<class>/…, and check them.
 
     Classes are the sub-folders of the training folder that hold images, numbered in the order of their names;

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.source_specs import ReportProgress
 from hvd_batchgrow.data.datasets.class_labels import first_label
-from hvd_batchgrow.data.datasets.dataset import DatasetPair
+from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset, encoded_source, read_header, report_bad
 from hvd_batchgrow.data.images.image_header import bad_header
 from hvd_batchgrow.data.images.image_index import Entry
@@ -78,7 +78,7 @@ class Record(NamedTuple):
     """Whether the checksum of the data is right."""
 
 
-def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
+def load(data: DataSection, seed: int, report: ReportProgress) -> Datasets:
     """Index the shards of `data.root`, and check all checksums.
 
     The image is feature `image/encoded` or `image`; the label is feature `data.label`, by default

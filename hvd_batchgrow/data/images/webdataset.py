@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.source_specs import ReportProgress
-from hvd_batchgrow.data.datasets.dataset import DatasetPair
+from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.images.encoded_dataset import encoded_source, read_header
 from hvd_batchgrow.data.images.image_index import Entry
 from hvd_batchgrow.data.images.shards import (
@@ -45,7 +45,7 @@ class Member(NamedTuple):
     length: int
 
 
-def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
+def load(data: DataSection, seed: int, report: ReportProgress) -> Datasets:
     """Index the shards of `data.root` and check them.
 
     Adjacent members with the same key are a sample: one image and a label. The label is a number in a separate

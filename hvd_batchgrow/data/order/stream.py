@@ -96,16 +96,16 @@ def sample_draws(seed: int, epochs: Ids, ids: Ids, num_draws: int, use: int = 0)
     return words.transpose(2, 1, 0).reshape(n, 4 * blocks)[:, :num_draws] / 2.0**32
 
 
-def groups_of_rank(first_group: int, num_groups: int, rank: int, ranks: int) -> range:
-    """Return the ghost batches k of a rank among first_group … first_group + num_groups - 1: those with k mod R = rank.
+def ghost_batches_of_rank(first_group: int, num_ghost_batches: int, rank: int, ranks: int) -> range:
+    """Return the ghost batches k of a rank among `num_ghost_batches` from `first_group` on: those with k mod R = rank.
 
     The rule does not depend on the batch, so prefetched ghost batches remain valid when the batch grows.
     """
     first = first_group + (rank - first_group) % ranks
-    return range(first, first_group + num_groups, ranks)
+    return range(first, first_group + num_ghost_batches, ranks)
 
 
-def passes_of_rank(
+def micro_batches_of_rank(
     samples: int, global_batch: int, group: int, micro_batch: int, rank: int, ranks: int
 ) -> list[tuple[int, ...]]:
     """Return the micro-batches of a rank in an update: for each, the indices of its ghost batches within the update.
@@ -119,26 +119,26 @@ def passes_of_rank(
         ranks: R.
     """
     first = samples // group
-    mine = [k - first for k in groups_of_rank(first, global_batch // group, rank, ranks)]
+    mine = [k - first for k in ghost_batches_of_rank(first, global_batch // group, rank, ranks)]
     per_pass = micro_batch // group
     return [tuple(mine[i : i + per_pass]) for i in range(0, len(mine), per_pass)]
 
 
-def groups_left_in_pass(group: int, first_group: int, num_groups: int, per_pass: int, ranks: int) -> int:
-    """Return how many of a rank's ghost batches, from one of them on, `passes_of_rank` puts into the same micro-batch.
+def ghost_batches_left(group: int, first_group: int, num_ghost_batches: int, per_pass: int, ranks: int) -> int:
+    """Return how many of a rank's ghost batches, from one of them on, are in the same micro-batch of its rank.
 
     Args:
         group: the ghost batch; it decides the rank.
         first_group: the first ghost batch of the update.
-        num_groups: B/γ.
+        num_ghost_batches: B/γ.
         per_pass: the most ghost batches of a micro-batch.
         ranks: R.
 
     Returns:
         1 … per_pass; 0 after the end of the update.
     """
-    if group >= first_group + num_groups:
+    if group >= first_group + num_ghost_batches:
         return 0
-    mine = groups_of_rank(first_group, num_groups, group % ranks, ranks)
+    mine = ghost_batches_of_rank(first_group, num_ghost_batches, group % ranks, ranks)
     index = mine.index(group)
     return min(per_pass - index % per_pass, len(mine) - index)

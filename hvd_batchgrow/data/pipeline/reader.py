@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.augment_checks import dali_fault, torch_only_keys
-from hvd_batchgrow.data.datasets.dataset import BadSample, Dataset, DatasetPair, Ids
+from hvd_batchgrow.data.datasets.dataset import BadSample, Dataset, Datasets, Ids
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.pipeline.crops import Augment, CentreCrop, CropFlip, ResizedCrop
 from hvd_batchgrow.data.pipeline.erasing import erase
@@ -22,7 +22,7 @@ from hvd_batchgrow.data.pipeline.mixing import Mixing
 from hvd_batchgrow.data.pipeline.pixel_augment import pixel_augment
 from hvd_batchgrow.data.pipeline.sampler import (
     EvalSampler,
-    NumGroups,
+    NumGhostBatches,
     OnBad,
     RawBatch,
     Sampler,
@@ -94,7 +94,7 @@ class Reader:
     """
 
     data: DataSection
-    source: DatasetPair
+    source: Datasets
     device: torch.device
     num_threads: int
     on_bad_sample: OnBad
@@ -107,7 +107,7 @@ class Reader:
         group: int,
         first_group: int,
         stride: int,
-        num_groups: NumGroups = one_by_one,
+        num_ghost_batches: NumGhostBatches = one_by_one,
         *,
         beside: bool = False,
     ) -> Iterator[GhostBatches]:
@@ -118,7 +118,7 @@ class Reader:
             group: γ.
             first_group: the first ghost batch.
             stride: from one ghost batch to the next.
-            num_groups: of each batch.
+            num_ghost_batches: of each batch.
             beside: leave what is prefetched for training as it is, and use the pipeline for testing.
 
         Raises:
@@ -127,9 +127,9 @@ class Reader:
         train = self.source.train
         augment = training_augment(self.data, train)
         if train.kind == "samples":  # the workers share the ghost batches among themselves
-            num_groups = _at_most_one(num_groups)
+            num_ghost_batches = _at_most_one(num_ghost_batches)
         pixels = pixel_augment(self.data, augment.out_size) if augment else None
-        sampler = TrainSampler(train, stream, augment, group, self.on_bad_sample, num_groups, pixels)
+        sampler = TrainSampler(train, stream, augment, group, self.on_bad_sample, num_ghost_batches, pixels)
         batches = self._batches(sampler, first_group, stride, 1 if beside else 0)
         mixing = mixing_of(self.data, stream.seed, group, self.source.num_classes)
         return _mixed(batches, mixing) if mixing else batches
@@ -170,8 +170,8 @@ class Reader:
         return training, testing
 
 
-def _at_most_one(num_groups: NumGroups) -> NumGroups:
-    return lambda group: min(1, num_groups(group))
+def _at_most_one(num_ghost_batches: NumGhostBatches) -> NumGhostBatches:
+    return lambda group: min(1, num_ghost_batches(group))
 
 
 def batches(

@@ -26,14 +26,14 @@ OnBad = Callable[[BadSample], None]
 _DRAWN_AT_ONCE = 2048
 """At least so many samples' ids and draws are computed in one call, to amortize the overhead of the call."""
 
-NumGroups = Callable[[int], int]
+NumGhostBatches = Callable[[int], int]
 """Called with a ghost batch: with how many of the rank's ghost batches the batch is formed that begins with it.
 
 0: the stream ends before it."""
 
 
 def one_by_one(group: int) -> int:
-    """Form each batch of one ghost batch; see `NumGroups`."""
+    """Form each batch of one ghost batch; see `NumGhostBatches`."""
     return 1
 
 
@@ -72,7 +72,7 @@ class TrainSampler:
         augment: the rule for crops; None for rows.
         group: γ.
         on_bad_sample: called before a bad sample is replaced.
-        num_groups: of each batch; called some batches ahead.
+        num_ghost_batches: of each batch; called some batches ahead.
         pixel_augment: the rules for pixels after the crop.
     """
 
@@ -83,12 +83,12 @@ class TrainSampler:
         augment: Augment | None,
         group: int,
         on_bad_sample: OnBad = raise_bad,
-        num_groups: NumGroups = one_by_one,
+        num_ghost_batches: NumGhostBatches = one_by_one,
         pixel_augment: PixelAugment | None = None,
     ) -> None:
         self.samples, self.stream, self.augment, self.group = samples, stream, augment, group
         self.pixel_augment = pixel_augment
-        self.on_bad_sample, self.num_groups = on_bad_sample, num_groups
+        self.on_bad_sample, self.num_ghost_batches = on_bad_sample, num_ghost_batches
         self._bad = known_bad(samples)
         self.not_for_dali: set[int] = set()
         """Samples on which DALI failed, which Pillow decodes."""
@@ -106,7 +106,7 @@ class TrainSampler:
             augment = self.pixel_augment
             pixels = augment.sample(self.stream.seed, epochs, ids) if augment else None
             while first_group < groups.stop:
-                next_group = first_group + self.num_groups(first_group) * stride
+                next_group = first_group + self.num_ghost_batches(first_group) * stride
                 part = slice(*(self.group * ((group - groups.start) // stride) for group in (first_group, next_group)))
                 first_group = min(next_group, groups.stop)
                 targets, place = targets_of(self.samples, ids[part]), placement and placement[part]
@@ -116,7 +116,7 @@ class TrainSampler:
     def _num_drawn(self, group: int, stride: int) -> int:
         """Return the number of ghost batches of the next batches, whose ids and draws are computed in one call."""
         total = 0
-        while total * self.group < _DRAWN_AT_ONCE and (count := self.num_groups(group + total * stride)):
+        while total * self.group < _DRAWN_AT_ONCE and (count := self.num_ghost_batches(group + total * stride)):
             total += count
         return total
 

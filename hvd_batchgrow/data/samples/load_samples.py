@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.task_specs import TargetKind
-from hvd_batchgrow.data.datasets.dataset import DatasetPair
+from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.samples.keyed_samples import Drawn, KeyedSamples, Request, drawn_or_raise
 from hvd_batchgrow.data.samples.reproducible import check_reproducible, ids_to_compare
 from hvd_batchgrow.data.samples.sample_dataset import SampleDataset
@@ -27,7 +27,7 @@ _NAMES = {1: ("train",), 2: ("train", "test"), 3: ("train", "validation", "test"
 ACCEPTED = "map-style torch Datasets: one, (train, test) or (train, validation, test)"
 
 
-def load_samples(returned: Any, data: DataSection, seed: int, target: TargetKind | None = "class") -> DatasetPair:
+def load_samples(returned: Any, data: DataSection, seed: int, target: TargetKind | None = "class") -> Datasets:
     """Make a source of the map-style Datasets that the user's function returned.
 
     A few samples of each set are drawn twice, to check that they are reproducible. A single Dataset is divided by
@@ -54,7 +54,7 @@ def load_samples(returned: Any, data: DataSection, seed: int, target: TargetKind
         check_reproducible(draw, ids, bit_identical, partial(samples.locate, part))
     pool = WorkerPool(samples, data.workers) if data.workers else None
     made = {part: SampleDataset(samples, part, pool, num_classes, has_tokens=target == "tokens") for part in sets}
-    source = DatasetPair(
+    source = Datasets(
         made["train"],
         made.get("test", made["train"]),
         num_classes,

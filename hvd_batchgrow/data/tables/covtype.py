@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.source_specs import ReportProgress
 from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays, file_stamp
-from hvd_batchgrow.data.datasets.dataset import DatasetPair
+from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.tables.cells import Texts
 from hvd_batchgrow.data.tables.checked_files import check_file
 from hvd_batchgrow.data.tables.columns import read_csv
@@ -24,7 +24,7 @@ from hvd_batchgrow.messages.errors import RunError
 _NUM_COLUMNS, _NUM_CLASSES = 55, 7
 
 
-def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
+def load(data: DataSection, seed: int, report: ReportProgress) -> Datasets:
     """Load the source `covtype`: `data.root` is covtype.data[.gz] or its folder; without it, scikit-learn downloads it.
 
     Cover types 1 … 7 become 0 … 6. The fraction `data.test_fraction` of the rows is the test set.

@@ -13,7 +13,7 @@ from hvd_batchgrow.config.source_specs import ReportProgress
 from hvd_batchgrow.config.split import num_held_out
 from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays
 from hvd_batchgrow.data.datasets.class_labels import check_range, count_classes, notes_on_classes
-from hvd_batchgrow.data.datasets.dataset import DatasetPair, Ids
+from hvd_batchgrow.data.datasets.dataset import Datasets, Ids
 from hvd_batchgrow.data.datasets.normalization import present_means, row_moments
 from hvd_batchgrow.data.datasets.targets import check_numbers, value_schema
 from hvd_batchgrow.data.order.stream import Stream
@@ -45,7 +45,7 @@ class Table:
         return {k: tuple(map(str, self.arrays[key])) for k, key in keys.items() if key in self.arrays}
 
 
-def table_source(table: Table, data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
+def table_source(table: Table, data: DataSection, seed: int, report: ReportProgress) -> Datasets:
     """Return the source of a table; its rows stay mapped from the cache.
 
     Args:
@@ -71,7 +71,7 @@ def table_source(table: Table, data: DataSection, seed: int, report: ReportProgr
         schema |= value_schema(train.targets, names)
     else:
         notes += notes_on_classes(train.targets, test.targets, num_classes, classes)
-    return DatasetPair(train, test, num_classes, tuple(mean.tolist()), tuple(std.tolist()), tuple(notes), schema)
+    return Datasets(train, test, num_classes, tuple(mean.tolist()), tuple(std.tolist()), tuple(notes), schema)
 
 
 def _classes(table: Table, data: DataSection) -> tuple[tuple[str, ...], int, int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.source_specs import ReportProgress
 from hvd_batchgrow.data.datasets.cache import cached_arrays, file_stamp
-from hvd_batchgrow.data.datasets.dataset import DatasetPair
+from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.datasets.section_values import need_root
 from hvd_batchgrow.data.tables.parse import Places, parse
 from hvd_batchgrow.data.tables.table_dataset import Table, table_source
@@ -21,12 +21,12 @@ _PARSING = (
 """Keys of `[data]` that affect the parsed table."""
 
 
-def load_values(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
+def load_values(data: DataSection, seed: int, report: ReportProgress) -> Datasets:
     """Load a table whose targets are numbers, in the columns of `data.label`; otherwise like `load`."""
     return load(data, seed, report, as_values=True)
 
 
-def load(data: DataSection, seed: int, report: ReportProgress, *, as_values: bool = False) -> DatasetPair:
+def load(data: DataSection, seed: int, report: ReportProgress, *, as_values: bool = False) -> Datasets:
     """Load the sources `csv` and `parquet`: parsed once into the cache, and mapped from there.
 
     The test samples are the first of these that the job or the folder has: the files of `data.test`; the fraction

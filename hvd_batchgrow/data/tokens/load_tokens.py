@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.source_specs import ReportProgress
 from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays, file_stamp
-from hvd_batchgrow.data.datasets.dataset import DatasetPair
+from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.datasets.normalization import chunks_of
 from hvd_batchgrow.data.tokens.token_files import find_file, open_tokens
 from hvd_batchgrow.data.tokens.token_windows import TokenWindows
@@ -20,7 +20,7 @@ from hvd_batchgrow.messages.errors import RunError
 _WIDER = {"uint8": "uint16", "uint16": "uint32"}
 
 
-def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
+def load(data: DataSection, seed: int, report: ReportProgress) -> Datasets:
     """Load the source `tokens`: a file of tokens for training and one for testing, as windows of `data.context`.
 
     The files are mapped. Their least and largest token are computed once and cached until a file changes.
@@ -34,7 +34,7 @@ def load(data: DataSection, seed: int, report: ReportProgress) -> DatasetPair:
     train = _windows(data, "train", data.context, data.num_classes, report)
     test = _windows(data, "test", data.context, data.num_classes, report)
     notes = tuple(note for windows in (train, test) if (note := _note(windows)))
-    return DatasetPair(train, test, data.num_classes, (), (), notes)
+    return Datasets(train, test, data.num_classes, (), (), notes)
 
 
 def _windows(

@@ -37,7 +37,7 @@ def nondeterministic_layer(model: nn.Module, example: Tree) -> str | None:
     """
     running = _Running(model)
     try:
-        with dry_run(model, num_rows(example), training=True, gradients=True, num_groups=2):
+        with dry_run(model, num_rows(example), training=True, gradients=True, num_ghost_batches=2):
             running.when = "in the forward pass"
             loss = trial_loss(model, example)
             running.when = "in the backward pass"

@@ -32,13 +32,13 @@ def gradient_fault(model: nn.Module, example: Tree) -> str | None:
     Returns:
         The fault and its remedy; None without a fault, or if random numbers make the passes differ.
     """
-    with dry_run(model, num_rows(example), training=True, gradients=True, num_groups=2) as before:
+    with dry_run(model, num_rows(example), training=True, gradients=True, num_ghost_batches=2) as before:
         once = _gradients(model, example, before)
         if sparse := [name for name, gradient in once.items() if gradient is not None and _is_sparse(gradient)]:
             return f"the gradient of {listed(sparse)} is sparse; build its layer with sparse=False"
         if _differing(once, _gradients(model, example, before), 1.0):
             return None
-        if names := _differing(once, _gradients(model, example, before, num_passes=2), 2.0):
+        if names := _differing(once, _gradients(model, example, before, num_micro_batches=2), 2.0):
             return (
                 f"the gradients of two backward passes do not add up in {listed(names)}: a hook or the forward pass "
                 "changes or clears .grad; leave it to autograd, which adds to it"
@@ -57,12 +57,12 @@ def gradient_fault(model: nn.Module, example: Tree) -> str | None:
 
 
 def _gradients(
-    model: nn.Module, example: Tree, before: SavedState, factor: float = 1.0, num_passes: int = 1
+    model: nn.Module, example: Tree, before: SavedState, factor: float = 1.0, num_micro_batches: int = 1
 ) -> Gradients:
     """Return the gradients of the loss times a factor, summed over equal passes with equal random numbers."""
     for parameter in model.parameters():
         parameter.grad = None
-    for _ in range(num_passes):
+    for _ in range(num_micro_batches):
         before.restore(attributes=False)
         with kept_generators():
             (trial_loss(model, example) * factor).backward()

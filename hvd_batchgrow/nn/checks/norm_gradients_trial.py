@@ -14,7 +14,7 @@ from hvd_batchgrow.nn.state.saved_state import SavedState
 from hvd_batchgrow.nn.state.side_effect_free import cloned, dry_run, kept_generators
 
 NUM_SAMPLES = 6
-_NUM_GROUPS = 2
+_NUM_GHOST_BATCHES = 2
 
 
 def try_norm_gradients(model: nn.Module, example: Tree, *, mixes_samples: bool) -> NormGradients:
@@ -36,11 +36,11 @@ def try_norm_gradients(model: nn.Module, example: Tree, *, mixes_samples: bool) 
     """
     recorder, count = NormGradients(model, mixes_samples=mixes_samples), num_rows(example)
     try:
-        with dry_run(model, count, training=True, gradients=True, num_groups=_NUM_GROUPS) as before:
-            recorder.begin(count, _NUM_GROUPS)
+        with dry_run(model, count, training=True, gradients=True, num_ghost_batches=_NUM_GHOST_BATCHES) as before:
+            recorder.begin(count, _NUM_GHOST_BATCHES)
             _backward(model, example, before, slice(None))
             recorded = recorder.end()
-            size = 1 if recorder.unit == "sample" else count // _NUM_GROUPS
+            size = 1 if recorder.unit == "sample" else count // _NUM_GHOST_BATCHES
             for unit in range(count // size):
                 _backward(model, example, before, slice(unit * size, (unit + 1) * size))
                 if names := _differing(recorder, recorded, unit):

@@ -121,13 +121,13 @@ class GhostBatchNorm(nn.Module):
                 x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
             )
             return y.relu_() if relu else y
-        num_groups = self._count_ghost_batches(x)
-        arguments = (x, self.weight, self.bias, num_groups, self.eps)
+        num_ghost_batches = self._count_ghost_batches(x)
+        arguments = (x, self.weight, self.bias, num_ghost_batches, self.eps)
         if torch.compiler.is_compiling():
             y, statistics, _ = ghost_operators.ghost_normalise(*arguments, relu, self._number)
             ghost_operators.keep_statistics(statistics, ghost_operators.ORDER, self._number)
             return cast("Tensor", y)
-        y, statistics = choose(x, num_groups)(*arguments, relu=relu, keep_sums=self.keep_sums)
+        y, statistics = choose(x, num_ghost_batches)(*arguments, relu=relu, keep_sums=self.keep_sums)
         self.keep(statistics)
         return y
 
@@ -140,24 +140,24 @@ class GhostBatchNorm(nn.Module):
             return
         self._pending.append(statistics)
         if not self.deferred:
-            num_groups = len(statistics)
-            weights = torch.tensor(self.weights(range(num_groups), num_groups), dtype=torch.float64)
+            num_ghost_batches = len(statistics)
+            weights = torch.tensor(self.weights(range(num_ghost_batches), num_ghost_batches), dtype=torch.float64)
             weighted = to_device(weights, statistics.device)[:, None, None] * self.take_statistics()
-            self.commit(weighted.sum(0), num_groups)
+            self.commit(weighted.sum(0), num_ghost_batches)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copy, which compiled networks must not take for the original."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._number = ghost_operators.number_of(self)
 
-    def weights(self, slots: Iterable[int], num_groups: int) -> list[float]:
+    def weights(self, slots: Iterable[int], num_ghost_batches: int) -> list[float]:
         """Return e (1-e)ᴳ⁻¹⁻ⁱ for each slot i: the weight of a ghost batch in the running statistics.
 
         Args:
-            slots: index of each ghost batch among those of the update, 0 … num_groups-1.
-            num_groups: G, ghost batches of the whole update, over all ranks and micro-batches.
+            slots: index of each ghost batch among those of the update, 0 … num_ghost_batches-1.
+            num_ghost_batches: G, ghost batches of the whole update, over all ranks and micro-batches.
         """
-        return [self.momentum * (1 - self.momentum) ** (num_groups - 1 - i) for i in slots]
+        return [self.momentum * (1 - self.momentum) ** (num_ghost_batches - 1 - i) for i in slots]
 
     def take_pending(self) -> list[Tensor]:
         """Return the statistics (k, 2, C) of each pass since the last call."""
@@ -173,9 +173,9 @@ class GhostBatchNorm(nn.Module):
         """Discard the statistics since they were last taken, such as those of an update that failed."""
         self._pending = []
 
-    def commit(self, contributions: Tensor, num_groups: int) -> None:
+    def commit(self, contributions: Tensor, num_ghost_batches: int) -> None:
         """Advance the running statistics by one update, given the sum (2, C) over all its ghost batches."""
-        kept = (1 - self.momentum) ** num_groups
+        kept = (1 - self.momentum) ** num_ghost_batches
         for running, added in zip((self.running_mean, self.running_var), contributions, strict=True):
             running.copy_(torch.add(added, running, alpha=kept))  # in float64
 
@@ -196,15 +196,15 @@ class GhostBatchNorm(nn.Module):
             raise ValueError(f"input has shape {tuple(x.shape)}; expected {allowed} with C = {self.num_features}")
 
     def _count_ghost_batches(self, x: Tensor) -> int:
-        num_groups, rest = divmod(x.shape[0], self.ghost_batch)
-        if rest or not num_groups:
+        num_ghost_batches, rest = divmod(x.shape[0], self.ghost_batch)
+        if rest or not num_ghost_batches:
             raise ValueError(
                 f"{x.shape[0]} samples are {x.shape[0] / self.ghost_batch:.2f} ghost batches of "
                 f"{self.ghost_batch}: the micro-batch must be a multiple of {self.ghost_batch}"
             )
-        if x.numel() < 2 * num_groups * self.num_features:
+        if x.numel() < 2 * num_ghost_batches * self.num_features:
             raise ValueError("a ghost batch of 1 sample of 1 pixel has no variance; it needs 2 samples or more")
-        return num_groups
+        return num_ghost_batches
 
 
 class GhostBatchNorm1d(GhostBatchNorm):

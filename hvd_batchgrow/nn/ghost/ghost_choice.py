@@ -24,7 +24,7 @@ class Normalise(Protocol):
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
-        num_groups: int,
+        num_ghost_batches: int,
         eps: float,
         *,
         relu: bool,
@@ -38,7 +38,7 @@ _found: dict[torch.device, Normalise] = {}
 """The implementation for each GPU that has been used."""
 
 
-def choose(x: Tensor, num_groups: int) -> Normalise:
+def choose(x: Tensor, num_ghost_batches: int) -> Normalise:
     """Return the implementation for x: on a GPU the same one for any number of ghost batches, on a CPU for two or more.
 
     A ghost batch has therefore bit-identical results for all these numbers. On a CPU, a single ghost batch uses the
@@ -47,9 +47,9 @@ def choose(x: Tensor, num_groups: int) -> Normalise:
     if _by_pytorch_only:
         return ghost_reference.normalise
     if x.device.type == "cpu":
-        is_taken = x.dtype == torch.float32 and num_groups > 1 and kernels_for_cpu() == "C"
+        is_taken = x.dtype == torch.float32 and num_ghost_batches > 1 and kernels_for_cpu() == "C"
         return ghost_cpu.normalise if is_taken else ghost_reference.normalise
-    is_taken = x.dtype in (torch.float32, torch.float16, torch.bfloat16) and fits(x.numel() // num_groups)
+    is_taken = x.dtype in (torch.float32, torch.float16, torch.bfloat16) and fits(x.numel() // num_ghost_batches)
     if x.device.type != "cuda" or not is_taken:
         return ghost_reference.normalise
     if x.device not in _found:
@@ -57,16 +57,16 @@ def choose(x: Tensor, num_groups: int) -> Normalise:
     return _found[x.device]
 
 
-def kernels_for(x: Tensor, num_groups: int, *, relu: bool) -> Kernels:
+def kernels_for(x: Tensor, num_ghost_batches: int, *, relu: bool) -> Kernels:
     """Return the kernels of the implementation for x, which is dense."""
-    chosen = choose(x, num_groups)
+    chosen = choose(x, num_ghost_batches)
     if chosen is ghost_reference.normalise:
-        return ghost_reference.PytorchKernels(x, num_groups, relu=relu)
+        return ghost_reference.PytorchKernels(x, num_ghost_batches, relu=relu)
     if chosen is ghost_cpu.normalise:
-        return ghost_cpu.CKernels(x, num_groups, relu=relu)
+        return ghost_cpu.CKernels(x, num_ghost_batches, relu=relu)
     from hvd_batchgrow.nn.ghost.ghost_triton import TritonKernels
 
-    return TritonKernels(x, num_groups, relu=relu)
+    return TritonKernels(x, num_ghost_batches, relu=relu)
 
 
 def kernels_for_cpu() -> Literal["C", "PyTorch"]:

@@ -61,7 +61,7 @@ def normalise(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    num_groups: int,
+    num_ghost_batches: int,
     eps: float,
     *,
     relu: bool = False,
@@ -75,7 +75,7 @@ def normalise(
         x: float32 (k·γ, C, …) on a CPU; a ghost batch has 2 values of a channel or more.
         weight: (C,), or None for 1.
         bias: (C,), or None for 0.
-        num_groups: k.
+        num_ghost_batches: k.
         eps: added to the variance.
         relu: whether the output is max(0, ·).
         keep_sums: is called in each backward.
@@ -84,20 +84,26 @@ def normalise(
         The output, with the shape and layout of x; and float32 (k, 2, C), mean and unbiased variance of each
         ghost batch, without gradient.
     """
-    return GhostNormalise.apply(CKernels, x, weight, bias, num_groups, eps, relu, keep_sums)  # type: ignore[no-untyped-call,no-any-return]
+    return GhostNormalise.apply(CKernels, x, weight, bias, num_ghost_batches, eps, relu, keep_sums)  # type: ignore[no-untyped-call,no-any-return]
 
 
 class CKernels:
     """Kernel calls for inputs of one shape and layout. Each call processes some ghost batches and channels."""
 
-    def __init__(self, x: Tensor, num_groups: int, *, relu: bool) -> None:
+    def __init__(self, x: Tensor, num_ghost_batches: int, *, relu: bool) -> None:
         loaded = library()
         assert loaded, "choose() returns this implementation only if the library is loaded"
         self.library = loaded
         num_pixels = x.numel() // (x.shape[0] * x.shape[1])
-        shape = (x.shape[0] // num_groups, x.shape[1], num_pixels, not x.is_contiguous() or num_pixels == 1, relu)
+        shape = (
+            x.shape[0] // num_ghost_batches,
+            x.shape[1],
+            num_pixels,
+            not x.is_contiguous() or num_pixels == 1,
+            relu,
+        )
         num_threads = max(1, min(torch.get_num_threads(), x.numel() // _VALUES_A_THREAD))
-        parts = cut(num_groups, x.shape[1], num_threads)
+        parts = cut(num_ghost_batches, x.shape[1], num_threads)
         self.parts = [_Part(*shape, *groups, *channels) for groups, channels in parts]
 
     def forward(
@@ -121,16 +127,16 @@ class CKernels:
             future.result()
 
 
-def cut(num_groups: int, num_channels: int, num_threads: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+def cut(num_ghost_batches: int, num_channels: int, num_threads: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """Divide the work into about as many parts as threads: by ghost batches, and by channels if these are too few.
 
     Returns:
         For each part (first, end) of the ghost batches and (first, end) of the channels.
     """
-    by_group = min(num_groups, num_threads)
+    by_group = min(num_ghost_batches, num_threads)
     blocks = -(-num_channels // _SIDE_BY_SIDE)
     by_channel = min(blocks, num_threads // by_group)
-    groups = [num_groups * i // by_group for i in range(by_group + 1)]
+    groups = [num_ghost_batches * i // by_group for i in range(by_group + 1)]
     channels = [min(num_channels, blocks * i // by_channel * _SIDE_BY_SIDE) for i in range(by_channel + 1)]
     return [(g, c) for g in itertools.pairwise(groups) for c in itertools.pairwise(channels)]
 

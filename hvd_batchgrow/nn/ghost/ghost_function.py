@@ -34,7 +34,7 @@ class Kernels(Protocol):
 class MakeKernels(Protocol):
     """Creates kernels."""
 
-    def __call__(self, x: Tensor, num_groups: int, *, relu: bool) -> Kernels:
+    def __call__(self, x: Tensor, num_ghost_batches: int, *, relu: bool) -> Kernels:
         """Return kernels for inputs like x, which is dense."""
 
 
@@ -43,7 +43,7 @@ KeepSums = Callable[[Tensor], None]
 
 
 class GhostNormalise(torch.autograd.Function):
-    """`apply(make_kernels, x, weight, bias, num_groups, eps, relu, keep_sums)` returns output and statistics."""
+    """`apply(make_kernels, x, weight, bias, num_ghost_batches, eps, relu, keep_sums)` returns output and statistics."""
 
     @staticmethod
     def forward(
@@ -52,7 +52,7 @@ class GhostNormalise(torch.autograd.Function):
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
-        num_groups: int,
+        num_ghost_batches: int,
         eps: float,
         relu: bool,
         keep_sums: KeepSums | None,
@@ -60,8 +60,8 @@ class GhostNormalise(torch.autograd.Function):
         """Normalise each ghost batch."""
         x = dense(x)
         ctx.keep_sums = keep_sums
-        ctx.kernels = make_kernels(x, num_groups, relu=relu)
-        y, statistics, inverses = empty_results(x, num_groups)
+        ctx.kernels = make_kernels(x, num_ghost_batches, relu=relu)
+        y, statistics, inverses = empty_results(x, num_ghost_batches)
         ctx.kernels.forward(x, weight, bias, (y, statistics, inverses), float(eps))
         ctx.save_for_backward(x, weight, bias, statistics, inverses)
         ctx.mark_non_differentiable(statistics)
@@ -97,9 +97,9 @@ def dense(x: Tensor) -> Tensor:
     return channels_last.contiguous().movedim(-1, 1) if x.stride(1) == 1 else x.contiguous()
 
 
-def empty_results(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor, Tensor]:
+def empty_results(x: Tensor, num_ghost_batches: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return tensors for the results of `Kernels.forward` of x, which is dense."""
-    statistics = x.new_empty(num_groups, 2, x.shape[1], dtype=statistics_dtype(x))
+    statistics = x.new_empty(num_ghost_batches, 2, x.shape[1], dtype=statistics_dtype(x))
     return torch.empty_like(x), statistics, torch.empty_like(statistics[:, 0])
 
 

@@ -51,7 +51,7 @@ def _(statistics: Tensor, order: Tensor, norm: int) -> None:
 
 @torch.library.custom_op("hvd_batchgrow::ghost_normalise", mutates_args=())
 def ghost_normalise(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, eps: float, relu: bool, norm: int
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, num_ghost_batches: int, eps: float, relu: bool, norm: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise each ghost batch: see `ghost_reference.normalise`.
 
@@ -61,14 +61,16 @@ def ghost_normalise(
         Output, statistics (k, 2, C), and inverse standard deviations (k, C), which the gradient needs.
     """
     x = dense(x)
-    results = empty_results(x, num_groups)
-    kernels_for(x, num_groups, relu=relu).forward(x, weight, bias, results, eps)
+    results = empty_results(x, num_ghost_batches)
+    kernels_for(x, num_ghost_batches, relu=relu).forward(x, weight, bias, results, eps)
     return results
 
 
 @ghost_normalise.register_fake
-def _(x: Tensor, weight: Tensor | None, bias: Tensor | None, num_groups: int, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return empty_results(dense(x), num_groups)
+def _(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, num_ghost_batches: int, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return empty_results(dense(x), num_ghost_batches)
 
 
 @torch.library.custom_op("hvd_batchgrow::ghost_differentiate", mutates_args=())
@@ -79,7 +81,7 @@ def ghost_differentiate(
     bias: Tensor | None,
     statistics: Tensor,
     inverses: Tensor,
-    num_groups: int,
+    num_ghost_batches: int,
     relu: bool,
     norm: int,
 ) -> tuple[Tensor, Tensor]:
@@ -87,7 +89,7 @@ def ghost_differentiate(
     x = dense(x)
     grad_x, sums = torch.empty_like(x), torch.empty_like(statistics)
     saved = (x, laid_as(x, grad_y), weight, bias, statistics, inverses)
-    kernels_for(x, num_groups, relu=relu).backward(saved, grad_x, sums)
+    kernels_for(x, num_ghost_batches, relu=relu).backward(saved, grad_x, sums)
     if keep_sums := _norms[norm].keep_sums:
         keep_sums(sums.clone())  # a compiler may reuse the memory of what an operator returns
     return grad_x, sums
@@ -99,14 +101,14 @@ def _(grad_y: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, bias, ctx.num_groups, _, ctx.relu, ctx.norm = inputs
+    x, weight, bias, ctx.num_ghost_batches, _, ctx.relu, ctx.norm = inputs
     ctx.save_for_backward(x, weight, bias, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _backward(ctx: Any, grad_y: Tensor, *_: None) -> tuple[Tensor | None, ...]:
     x, weight, bias, statistics, inverses = ctx.saved_tensors
-    constants = (ctx.num_groups, ctx.relu, ctx.norm)
+    constants = (ctx.num_ghost_batches, ctx.relu, ctx.norm)
     grad_x, sums = ghost_differentiate(grad_y, x, weight, bias, statistics, inverses, *constants)
     of_weight, of_bias = sums.sum(0)
     return (

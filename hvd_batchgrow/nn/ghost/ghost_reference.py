@@ -19,7 +19,7 @@ def normalise(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    num_groups: int,
+    num_ghost_batches: int,
     eps: float,
     *,
     relu: bool = False,
@@ -31,7 +31,7 @@ def normalise(
         x: (k·γ, C, …), of any floating type.
         weight: (C,), or None for 1.
         bias: (C,), or None for 0.
-        num_groups: k.
+        num_ghost_batches: k.
         eps: added to the variance, >= 0.
         relu: whether the output is max(0, ·).
         keep_sums: is called in a backward over several ghost batches.
@@ -40,8 +40,8 @@ def normalise(
         The output, with the shape, type and layout of x; and (k, 2, C), mean and unbiased variance of each
         ghost batch, without gradient, float32 if x has 16 bits.
     """
-    if num_groups > 1 or eps == 0:  # torch refuses eps = 0 in training
-        return GhostNormalise.apply(PytorchKernels, x, weight, bias, num_groups, eps, relu, keep_sums)  # type: ignore[no-untyped-call,no-any-return]
+    if num_ghost_batches > 1 or eps == 0:  # torch refuses eps = 0 in training
+        return GhostNormalise.apply(PytorchKernels, x, weight, bias, num_ghost_batches, eps, relu, keep_sums)  # type: ignore[no-untyped-call,no-any-return]
     y, statistics = _normalise_one(x, weight, bias, eps)
     return y.relu_() if relu else y, statistics
 
@@ -63,8 +63,8 @@ def _normalise_one(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: f
 class PytorchKernels:
     """PyTorch's batch norm on one ghost batch after the other."""
 
-    def __init__(self, x: Tensor, num_groups: int, *, relu: bool) -> None:
-        self._fold, self._relu = _choose_fold(x, num_groups), relu
+    def __init__(self, x: Tensor, num_ghost_batches: int, *, relu: bool) -> None:
+        self._fold, self._relu = _choose_fold(x, num_ghost_batches), relu
 
     def forward(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, results: tuple[Tensor, ...], eps: float
@@ -102,12 +102,12 @@ def _affine(x: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor | None, bia
     return y if bias is None else y + bias.view(channels)
 
 
-def _choose_fold(x: Tensor, num_groups: int) -> Callable[[Tensor], Tensor]:
+def _choose_fold(x: Tensor, num_ghost_batches: int) -> Callable[[Tensor], Tensor]:
     """Return a function that reshapes such tensors to (k, γ, C, pixels), or in channels_last to (k, γ · pixels, C)."""
-    num_samples, num_channels = x.shape[0] // num_groups, x.shape[1]
+    num_samples, num_channels = x.shape[0] // num_ghost_batches, x.shape[1]
     if x.is_contiguous() and x.numel() > x.shape[0] * num_channels:
-        return lambda tensor: tensor.reshape(num_groups, num_samples, num_channels, -1)
-    return lambda tensor: tensor.movedim(1, -1).reshape(num_groups, -1, num_channels)
+        return lambda tensor: tensor.reshape(num_ghost_batches, num_samples, num_channels, -1)
+    return lambda tensor: tensor.movedim(1, -1).reshape(num_ghost_batches, -1, num_channels)
 
 
 def _wide(parameter: Tensor | None, x: Tensor) -> Tensor | None:

@@ -17,7 +17,7 @@ def normalise(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    num_groups: int,
+    num_ghost_batches: int,
     eps: float,
     *,
     relu: bool = False,
@@ -30,20 +30,20 @@ def normalise(
     Arguments and result are those of `ghost_cpu.normalise`, but x is float32, float16 or bfloat16, on a GPU (with
     Triton's interpreter, on any device), and `ghost_tiles.fits` its size.
     """
-    return GhostNormalise.apply(TritonKernels, x, weight, bias, num_groups, eps, relu, keep_sums)  # type: ignore[no-untyped-call,no-any-return]
+    return GhostNormalise.apply(TritonKernels, x, weight, bias, num_ghost_batches, eps, relu, keep_sums)  # type: ignore[no-untyped-call,no-any-return]
 
 
 class TritonKernels:
     """The kernels for inputs of one shape and layout, with their common arguments."""
 
-    def __init__(self, x: Tensor, num_groups: int, *, relu: bool) -> None:
+    def __init__(self, x: Tensor, num_ghost_batches: int, *, relu: bool) -> None:
         num_pixels = x.numel() // (x.shape[0] * x.shape[1])
         neighbours = num_pixels if x.is_contiguous() else 1
-        self.num_groups, self.num_channels = num_groups, x.shape[1]
-        self.num_values = x.shape[0] // num_groups * num_pixels
+        self.num_ghost_batches, self.num_channels = num_ghost_batches, x.shape[1]
+        self.num_values = x.shape[0] // num_ghost_batches * num_pixels
         self.tiles = choose_tiles(self.num_values, self.num_channels, neighbours, x.element_size())
         num_parts = -(-self.num_channels // self.tiles.num_channels)
-        self.grid = (num_groups * num_parts, self.tiles.num_splits)
+        self.grid = (num_ghost_batches * num_parts, self.tiles.num_splits)
         self.constants = {
             "PIXELS": neighbours,
             "VALUES": self.tiles.num_values,
@@ -85,4 +85,4 @@ class TritonKernels:
             kernel(*saved, grad_x, sums, parts, *sizes, **self.of_relu, **self.of_splits, **self.constants)
 
     def _parts(self, x: Tensor) -> Tensor:
-        return x.new_empty(self.num_groups, 2, self.tiles.num_splits, self.num_channels, dtype=torch.float32)
+        return x.new_empty(self.num_ghost_batches, 2, self.tiles.num_splits, self.num_channels, dtype=torch.float32)

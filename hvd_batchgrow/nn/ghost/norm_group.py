@@ -22,32 +22,33 @@ class NormGroup:
         self.momentum = norms[0].momentum
         self.sizes = [norm.num_features for norm in norms]
 
-    def take_statistics(self, num_groups: int) -> Tensor:
-        """Return mean and unbiased variance of each ghost batch since the last call, (num_groups, 2, ΣC).
+    def take_statistics(self, num_ghost_batches: int) -> Tensor:
+        """Return mean and unbiased variance of each ghost batch since the last call, (num_ghost_batches, 2, ΣC).
 
         Raises:
             ValueError: a norm has processed another number of ghost batches.
         """
         pending = [norm.take_pending() for norm in self.norms]
         for passes in pending:
-            if (count := sum(map(len, passes))) != num_groups:
+            if (count := sum(map(len, passes))) != num_ghost_batches:
                 raise ValueError(
-                    f"{count} ghost batches seen, {num_groups} expected: does the model use a norm twice, or skip it?"
+                    f"{count} ghost batches seen, {num_ghost_batches} expected: "
+                    "does the model use a norm twice, or skip it?"
                 )
         if len({tuple(map(len, passes)) for passes in pending}) > 1:
             pending = [[torch.cat(passes)] for passes in pending]
         parts = [_joined(of_pass, dim=2) for of_pass in zip(*pending, strict=True)]
         return _joined(parts, dim=0)
 
-    def commit(self, contributions: Tensor, num_groups: int) -> None:
+    def commit(self, contributions: Tensor, num_ghost_batches: int) -> None:
         """Advance the running statistics by one update of G ghost batches; see `GhostBatchNorm`.
 
         Args:
             contributions: float64 (2, ΣC), the weighted sum over all ghost batches of the update.
-            num_groups: G.
+            num_ghost_batches: G.
         """
         running = [norm.running_mean for norm in self.norms] + [norm.running_var for norm in self.norms]
-        kept = (1 - self.momentum) ** num_groups
+        kept = (1 - self.momentum) ** num_ghost_batches
         advanced = torch.cat(running)
         torch.add(contributions.reshape(-1), advanced, alpha=kept, out=advanced)  # in float64, then rounded
         torch._foreach_copy_(running, advanced.split(self.sizes * 2))

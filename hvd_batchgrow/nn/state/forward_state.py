@@ -15,7 +15,7 @@ from hvd_batchgrow.nn.keyed_random import KeyedModule, keyed_modules, set_sample
 from hvd_batchgrow.nn.state.saved_state import Saved, SavedState, changed
 from hvd_batchgrow.nn.state.side_effect_free import cloned, dry_run, other_samples
 
-NUM_SAMPLES, _NUM_GROUPS = 4, 2
+NUM_SAMPLES, _NUM_GHOST_BATCHES = 4, 2
 """Each trial pass has two ghost batches of two samples."""
 
 
@@ -98,7 +98,9 @@ def find_forward_state(model: nn.Module, example: Tree) -> ForwardState:
 
 
 def _train(model: nn.Module, example: Tree) -> ForwardState:
-    with dry_run(model, num_rows(example), training=True, gradients=True, num_groups=_NUM_GROUPS) as before:
+    with dry_run(
+        model, num_rows(example), training=True, gradients=True, num_ghost_batches=_NUM_GHOST_BATCHES
+    ) as before:
         first = _states_of_a_pass(model, example, before)
         _check_parameters(model, before)
         _changed_buffers(model, first)
@@ -163,9 +165,9 @@ def _backward(model: nn.Module, loss: Tensor) -> None:
             continue
         if not (count := len(norm.take_statistics())):
             raise StateFault(f"a pass does not reach norm {path} in training; remove it, or keep it in evaluation mode")
-        if count != _NUM_GROUPS:
+        if count != _NUM_GHOST_BATCHES:
             raise StateFault(
-                f"a pass gives {count} ghost batches instead of {_NUM_GROUPS} to norm {path or 'itself'}; "
+                f"a pass gives {count} ghost batches instead of {_NUM_GHOST_BATCHES} to norm {path or 'itself'}; "
                 "use a separate norm in each place, and one row per sample"
             )
 

@@ -84,11 +84,11 @@ def kept_generators() -> Iterator[None]:
 
 @contextmanager
 def dry_run(
-    model: nn.Module, num_samples: int, *, training: bool, gradients: bool = False, num_groups: int = 1
+    model: nn.Module, num_samples: int, *, training: bool, gradients: bool = False, num_ghost_batches: int = 1
 ) -> Iterator[SavedState]:
     """Restore modes, parameters, buffers, attributes, gradients, ghost batches and generators at the end.
 
-    Meanwhile the ghost norms divide the samples into `num_groups` ghost batches, so that a few samples are
+    Meanwhile the ghost norms divide the samples into `num_ghost_batches` ghost batches, so that a few samples are
     enough, and keyed dropout has keys.
 
     Args:
@@ -96,7 +96,7 @@ def dry_run(
         num_samples: samples of each forward.
         training: mode of the model.
         gradients: whether autograd records the forwards.
-        num_groups: ghost batches of each forward. If more than one, the norms keep their statistics until
+        num_ghost_batches: ghost batches of each forward. If more than one, the norms keep their statistics until
             `take_statistics`, as in an update.
     """
     gradients_before = [(parameter, parameter.grad) for parameter in model.parameters()]
@@ -113,7 +113,7 @@ def dry_run(
             model.train(training)
             set_sample_keys(keyed_modules(model), torch.arange(num_samples))
             for norm in ghost_norms(model):
-                norm.ghost_batch, norm.deferred = num_samples // num_groups, num_groups > 1
+                norm.ghost_batch, norm.deferred = num_samples // num_ghost_batches, num_ghost_batches > 1
                 norm.forget()
             yield state
     finally:

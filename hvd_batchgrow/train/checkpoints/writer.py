@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hvd_batchgrow.comm.broadcast_object import map_tensors
+from hvd_batchgrow.comm.broadcast_object import map_state
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, write_best, write_checkpoint
 
@@ -122,7 +122,7 @@ class HostCopies:
             self._buffers.append(buffer)
             return buffer.copy_(tensor.detach(), non_blocking=True)
 
-        copy = map_tensors(value, copied)
+        copy = map_state(copied, value)
         if on_device:  # the current device, which `take_device` has set to the one that holds all tensors
             torch.accelerator.synchronize()
         return copy

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.source_specs import Kind
 from hvd_batchgrow.config.task_specs import TASKS, Answer, TargetKind
-from hvd_batchgrow.data.datasets.dataset import DatasetPair
+from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.pipeline.crops import CentreCrop
 from hvd_batchgrow.data.pipeline.reader import testing_augment
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError, first_fault
@@ -126,7 +126,7 @@ class ModelDescription(_Part):
     versions: dict[str, str]
 
 
-def describe_model(job: Job, source: DatasetPair) -> ModelDescription:
+def describe_model(job: Job, source: Datasets) -> ModelDescription:
     """Return the description of the network that a job trains.
 
     Raises:
@@ -162,7 +162,7 @@ def describe_model(job: Job, source: DatasetPair) -> ModelDescription:
     )
 
 
-def _learned_task(job: Job, source: DatasetPair) -> LearnedTask:
+def _learned_task(job: Job, source: Datasets) -> LearnedTask:
     spec = TASKS.get(job.task.name)
     answer = spec.answer if spec else getattr(load_own_task(job.task), "answer", None)
     if answer not in {None, *get_args(Answer)}:
@@ -174,7 +174,7 @@ def _learned_task(job: Job, source: DatasetPair) -> LearnedTask:
     return LearnedTask(name=job.task.name, target=target_of(job.task), answer=answer, **scale)
 
 
-def class_names(source: DatasetPair) -> tuple[str, ...]:
+def class_names(source: Datasets) -> tuple[str, ...]:
     """Return the names in the source's schema; classes without a name are named by their labels.
 
     Raises:
@@ -190,7 +190,7 @@ def class_names(source: DatasetPair) -> tuple[str, ...]:
     return (*names, *(str(k + first) for k in range(len(names), source.num_classes)))
 
 
-def _table(job: Job, source: DatasetPair) -> TableColumns | None:
+def _table(job: Job, source: Datasets) -> TableColumns | None:
     if "columns" not in source.schema or source.test.kind != "rows":
         return None
     return TableColumns(

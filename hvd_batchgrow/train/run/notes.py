@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hvd_batchgrow.data.augment_checks import torch_only_keys
-from hvd_batchgrow.data.datasets.dataset import Dataset, DatasetPair
+from hvd_batchgrow.data.datasets.dataset import Dataset, Datasets
 from hvd_batchgrow.data.datasets.subset import origin
 from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset
 from hvd_batchgrow.data.pipeline.reader import choose_pipeline
@@ -33,7 +33,7 @@ def notes_on_gaps(folder: Path, plan: Plan, checkpoint: Checkpoint | None, elast
     return gap_notes(folder, checkpoint.samples, elastic.last_update, interval)
 
 
-def notes_on_data(source: DatasetPair) -> list[str]:
+def notes_on_data(source: Datasets) -> list[str]:
     """Return notes of the source, and notes on samples that were found to be bad when it was opened."""
     notes = list(source.notes)
     sets = ("training", source.train), ("validation", source.validation), ("test", source.test)

@@ -22,7 +22,7 @@ def agents_of(ranks: Ranks) -> list[str]:
     """Return the torchrun processes that have started these ranks, each once. All ranks call it together."""
     if launched_by(os.environ) != TORCHRUN:
         return []
-    names = ranks.gather_bytes(torchrun_agent(os.environ).encode(), "agents")
+    names = ranks.all_gather_bytes(torchrun_agent(os.environ).encode(), "agents")
     return sorted({name.decode() for name in names} - {""})
 
 

@@ -16,7 +16,7 @@ from hvd_batchgrow.comm.hardware import Hardware, hardware_of
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.source_specs import ReportProgress
-from hvd_batchgrow.data.datasets.dataset import DatasetPair
+from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.train.branch_rounds import BranchRounds
@@ -67,7 +67,7 @@ class RunOptions:
 class Place:
     """What a rank trains on, whatever the job."""
 
-    source: DatasetPair
+    source: Datasets
     device: torch.device
     hardware: Hardware
     notes: tuple[str, ...] = ()

@@ -75,7 +75,7 @@ def open_run(
         origin: checkpoint of another run, from which this run is forked.
         check: raises RunError if a checkpoint does not fit the network.
         pretrained: path and SHA-256 of the file of the initial weights, saved in `record.json`.
-        schema: `DatasetPair.schema`, saved in `record.json`; a checkpoint is not resumed with a different one.
+        schema: `Datasets.schema`, saved in `record.json`; a checkpoint is not resumed with a different one.
         description: saved in `model.json`.
         agents: the torchrun processes of these ranks, saved in `record.json`; see `is_restart`.
 

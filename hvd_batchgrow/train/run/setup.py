@@ -10,7 +10,7 @@ from hvd_batchgrow.comm.devices import Placement, take_device
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.source_specs import ReportProgress
-from hvd_batchgrow.data.datasets.dataset import DatasetPair
+from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.pipeline.reader import choose_pipeline
 from hvd_batchgrow.messages.errors import Fault, JobError, faults_of
@@ -18,14 +18,14 @@ from hvd_batchgrow.tasks.load_task import target_of
 from hvd_batchgrow.train.arithmetic_settings import check_same_arithmetic
 
 
-def load_together(job: Job, ranks: Ranks, report: ReportProgress) -> DatasetPair:
+def load_together(job: Job, ranks: Ranks, report: ReportProgress) -> Datasets:
     """Load the datasets of a job on all ranks; one rank of each host downloads and indexes, and reports its progress.
 
     Raises:
         CollectiveError: the data is missing or damaged, or no pipeline can read it.
     """
 
-    def load() -> DatasetPair:
+    def load() -> Datasets:
         with faults_of(job.name):
             source = load_source(job.data, job.seed, report, target_of(job.task))
             if job.checkpoint.keep_best and source.validation is None:
@@ -92,6 +92,6 @@ def _cores_per_rank(ranks: Ranks) -> int:
     cores = list(os.sched_getaffinity(0))
     users = torch.zeros(4096)
     users[cores] = 1
-    ranks.sum(users, "cores")
+    ranks.all_reduce(users, "cores")
     num_hosts = ranks.size / ranks.local_size
     return max(1, int(len(cores) / float(users[cores].mean() / num_hosts)))

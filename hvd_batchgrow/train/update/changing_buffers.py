@@ -73,7 +73,7 @@ class ChangingBuffers:
         if self._kept:
             torch.cat([to_words(value) for value in self._kept], out=words)
         # The sum of integers with zeros from all other ranks is exact, so the values of any type arrive unchanged.
-        parts = ranks.sum(words, "changing buffers").split(sizes)
+        parts = ranks.all_reduce(words, "changing buffers").split(sizes)
         self._kept = [from_words(part, like) for part, like in zip(parts, self._start, strict=True)]
 
     def end(self, *, skipped: bool) -> None:

@@ -178,9 +178,9 @@ class UpdateEngine:
     def update(
         self,
         micro_batches: Iterator[MicroBatch],
-        num_passes: int,
+        num_micro_batches: int,
         phase: Phase,
-        num_groups: int,
+        num_ghost_batches: int,
         *,
         stop: bool = False,
         again: Callable[[], Iterator[MicroBatch]] | None = None,
@@ -190,9 +190,9 @@ class UpdateEngine:
 
         Args:
             micro_batches: yields this rank's share; ranks may have unequal shares.
-            num_passes: number of micro-batches to take, >= 1.
+            num_micro_batches: number of micro-batches to take, >= 1.
             phase: gives B, the learning rate and the momentum.
-            num_groups: number of ghost batches of the whole update, B/γ.
+            num_ghost_batches: number of ghost batches of the whole update, B/γ.
             stop: whether this rank requests a stop; it is all-reduced with the losses.
             again: returns the same micro-batches again. Exact updates whose gradients are much larger or smaller than
                 those of the update before are repeated. None: the engine keeps the micro-batches of an exact update, so
@@ -208,18 +208,18 @@ class UpdateEngine:
                 them exactly once; `micro_batches` ended early; or the ranks together did not process each ghost
                 batch exactly once.
         """
-        if num_passes < 1:
-            raise ValueError(f"num_passes = {num_passes}: must be at least 1 on each rank")
+        if num_micro_batches < 1:
+            raise ValueError(f"num_micro_batches = {num_micro_batches}: must be at least 1 on each rank")
         if self.exact and again is None:
             micro_batches, again = repeatable(micro_batches)
         self.buckets.sketches = {} if check else None
         self.stopwatch.begin("forward")
-        while (done := self._compute(micro_batches, num_passes, phase, num_groups, stop=stop)) is None:
+        while (done := self._compute(micro_batches, num_micro_batches, phase, num_ghost_batches, stop=stop)) is None:
             assert again is not None  # only exact updates are repeated
             micro_batches = again()
         share, totals, statistics, norm = done
         norm /= self._weigh(totals.weight, phase.global_batch)
-        factor = self._factor(phase, num_groups)
+        factor = self._factor(phase, num_ghost_batches)
         noise = self.buckets.noise(phase.global_batch, totals.weight, factor)
         self._check_frozen()
         self.changing.share(self.ranks)
@@ -228,13 +228,13 @@ class UpdateEngine:
             self.stopwatch.enter(None)
             check(self._local_sums(share), factor)
             self.stopwatch.enter("optimizer")
-        skipped = not self._is_usable(norm, totals.loss_sum, share, num_groups)
+        skipped = not self._is_usable(norm, totals.loss_sum, share, num_ghost_batches)
         # Ranks are lost in collectives, all of which are above: the weights are then those before the update.
         if not skipped:
             set_hyperparameters(self.optimizer, phase, self.lr_ratios, rescale_momentum=self.rescale_momentum)
             set_weight_decay(self.optimizer, phase, self._weight_decays)
             self.optimizer.step()
-            self._commit(statistics, num_groups)
+            self._commit(statistics, num_ghost_batches)
         self.changing.end(skipped=skipped)
         set_sample_keys(self.keyed_modules, None)
         self._magnitudes = self.buckets.magnitudes
@@ -252,7 +252,13 @@ class UpdateEngine:
         )
 
     def _compute(
-        self, micro_batches: Iterator[MicroBatch], num_passes: int, phase: Phase, num_groups: int, *, stop: bool
+        self,
+        micro_batches: Iterator[MicroBatch],
+        num_micro_batches: int,
+        phase: Phase,
+        num_ghost_batches: int,
+        *,
+        stop: bool,
     ) -> tuple[Share, Totals, list[Tensor], float] | None:
         """Compute the averaged gradient.
 
@@ -261,7 +267,7 @@ class UpdateEngine:
             gradient; None: an exact sum does not fit, and the update must be repeated.
         """
         share = Share(stop, self.exact)
-        shared, handle = self._accumulate(micro_batches, num_passes, share, phase, num_groups)
+        shared, handle = self._accumulate(micro_batches, num_micro_batches, share, phase, num_ghost_batches)
         self.at(WAITING)
         self.stopwatch.enter("all-reduce")
         self.buckets.wait()
@@ -282,30 +288,35 @@ class UpdateEngine:
         return share, totals, statistics, norm
 
     def _accumulate(
-        self, micro_batches: Iterator[MicroBatch], num_passes: int, share: Share, phase: Phase, num_groups: int
+        self,
+        micro_batches: Iterator[MicroBatch],
+        num_micro_batches: int,
+        share: Share,
+        phase: Phase,
+        num_ghost_batches: int,
     ) -> tuple[SharedTotals, Any]:
         """Do the forward and backward passes; return the totals and the handle of their all-reduce."""
         self.model.train()
-        self.buckets.zero(num_groups, is_single=num_passes == 1 and self.ranks.size == 1)
+        self.buckets.zero(num_ghost_batches, is_single=num_micro_batches == 1 and self.ranks.size == 1)
         for norm in self.norms:
             norm.forget()
         self.changing.begin()
-        factor = self._factor(phase, num_groups)
-        for index in range(num_passes):
+        factor = self._factor(phase, num_ghost_batches)
+        for index in range(num_micro_batches):
             self.stopwatch.enter("data")
             micro_batch = next(micro_batches, None)
             if micro_batch is None:
-                raise ValueError(f"micro_batches ended after {index} of the update's {num_passes} passes")
+                raise ValueError(f"micro_batches ended after {index} of the update's {num_micro_batches} passes")
             self.stopwatch.enter("forward")
             self.changing.restore()
-            losses = self._forward(micro_batch, phase.global_batch // num_groups)
+            losses = self._forward(micro_batch, phase.global_batch // num_ghost_batches)
             loss, weight = share.add(micro_batch, losses)
             self.changing.after_forward(micro_batch.slots)
-            if index == num_passes - 1:
+            if index == num_micro_batches - 1:
                 # Everything but the gradients is known now, so its all-reduce overlaps the last backward too.
                 self._norm_groups = group_norms(self.norms)
-                totals = SharedTotals(share, num_groups, self._norm_groups, self.device)
-                handle = self.ranks.start_sum(totals.vector, "totals")
+                totals = SharedTotals(share, num_ghost_batches, self._norm_groups, self.device)
+                handle = self.ranks.start_all_reduce(totals.vector, "totals")
                 self.buckets.start_when_ready(phase.global_batch * factor)
             self.stopwatch.enter("backward")
             scaled = loss * factor if self.loss_scale else loss
@@ -326,12 +337,12 @@ class UpdateEngine:
         check_losses(losses, len(micro_batch.slots), group)
         return losses
 
-    def _add_units(self, losses: Losses, num_groups: int) -> None:
+    def _add_units(self, losses: Losses, num_ghost_batches: int) -> None:
         """Add the recorded gradients of the norm layers of a micro-batch, if their noise is measured."""
         norms = self.buckets.norms
         if not (norms and norms.layers):
             return
-        num_units = num_groups if norms.layers.unit == "ghost batch" else len(losses.each)
+        num_units = num_ghost_batches if norms.layers.unit == "ghost batch" else len(losses.each)
         weights = torch.ones_like(losses.each) if losses.weights is None else losses.weights
         norms.add_units(norms.layers.end(), weights.detach().double().view(num_units, -1).sum(1))
 
@@ -360,7 +371,7 @@ class UpdateEngine:
                 "optimizer; set it where the network is built"
             )
 
-    def _is_usable(self, norm: float, loss_sum: float, share: Share, num_groups: int) -> bool:
+    def _is_usable(self, norm: float, loss_sum: float, share: Share, num_ghost_batches: int) -> bool:
         """Clip the averaged gradient, and return whether it is finite. All ranks have the same sums, so they agree."""
         if self.loss_scale and math.isfinite(loss_sum):
             is_the_scales = self.loss_scale.after(overflow=not math.isfinite(norm))
@@ -368,24 +379,24 @@ class UpdateEngine:
                 return False
         if not (math.isfinite(loss_sum) and math.isfinite(norm)):
             if self.rule.on_nonfinite == "stop":
-                raise NonFinite(self._bad_groups(share, num_groups))
+                raise NonFinite(self._bad_groups(share, num_ghost_batches))
             return False
         if self.rule.clip_norm is not None and norm > self.rule.clip_norm:
             self.buckets.divide(norm / self.rule.clip_norm)
         return True
 
-    def _factor(self, phase: Phase, num_groups: int) -> float:
+    def _factor(self, phase: Phase, num_ghost_batches: int) -> float:
         """Return the factor on the loss of each sample."""
-        return self.loss_scale.per_sample(phase.global_batch // num_groups) if self.loss_scale else 1.0
+        return self.loss_scale.per_sample(phase.global_batch // num_ghost_batches) if self.loss_scale else 1.0
 
-    def _bad_groups(self, share: Share, num_groups: int) -> tuple[int, ...]:
+    def _bad_groups(self, share: Share, num_ghost_batches: int) -> tuple[int, ...]:
         """Return the slots, over all ranks, of the ghost batches in micro-batches whose loss is not finite."""
-        bad = torch.zeros(num_groups)
+        bad = torch.zeros(num_ghost_batches)
         for slots, loss in share.losses:
             if not torch.isfinite(loss):
                 bad[list(slots)] = 1
-        return tuple(self.ranks.sum(bad, "bad groups").nonzero().flatten().tolist())
+        return tuple(self.ranks.all_reduce(bad, "bad groups").nonzero().flatten().tolist())
 
-    def _commit(self, statistics: Sequence[Tensor], num_groups: int) -> None:
+    def _commit(self, statistics: Sequence[Tensor], num_ghost_batches: int) -> None:
         for group, contributions in zip(self._norm_groups, statistics, strict=True):
-            group.commit(contributions, num_groups)
+            group.commit(contributions, num_ghost_batches)

@@ -43,20 +43,20 @@ class FixedPointSum:
         self._mean_magnitude: int | None = None
         """That of the mean over the ghost batches; None: the sum has left its range."""
         self._exponent = 0
-        self._num_groups = 1
+        self._num_ghost_batches = 1
         self._largest: Tensor | None = None
 
-    def begin(self, num_groups: int) -> None:
+    def begin(self, num_ghost_batches: int) -> None:
         """Begin an update of this number of ghost batches, at most `MOST_EXACT_GROUPS`."""
-        assert num_groups <= MOST_EXACT_GROUPS
+        assert num_ghost_batches <= MOST_EXACT_GROUPS
         self.total.zero_()
-        self._num_groups, self._largest = num_groups, None
-        self._exponent = _BITS - _HEADROOM - self.magnitude - (num_groups - 1).bit_length()
+        self._num_ghost_batches, self._largest = num_ghost_batches, None
+        self._exponent = _BITS - _HEADROOM - self.magnitude - (num_ghost_batches - 1).bit_length()
 
     def empty_copy(self) -> FixedPointSum:
         """Return a sum without values, for the same update: equal gradients give equal integers."""
         copy = FixedPointSum(self.total[:-1])
-        copy._num_groups, copy._exponent = self._num_groups, self._exponent
+        copy._num_ghost_batches, copy._exponent = self._num_ghost_batches, self._exponent
         return copy
 
     def add(self, values: Tensor) -> None:
@@ -86,7 +86,7 @@ class FixedPointSum:
             return False
         if not summed:
             return True
-        bits = math.frexp(summed / self._num_groups)[1] + _COARSE
+        bits = math.frexp(summed / self._num_ghost_batches)[1] + _COARSE
         self.magnitude = self._mean_magnitude = bits - self._exponent
         return bits >= _FEWEST_BITS
 

@@ -116,7 +116,7 @@ class GradientNorms:
         """Start the all-reduce of the sums, after the last micro-batch."""
         counts = [torch.as_tensor(n, dtype=torch.float64).reshape(1) for n in (self._num_gradients, self._num_units)]
         self._vector = torch.cat([self._sums.reshape(-1), *(to_device(count, self._device) for count in counts)])
-        self._handle = ranks.start_sum(self._vector, "gradient norms")
+        self._handle = ranks.start_all_reduce(self._vector, "gradient norms")
 
     def wait(self, ranks: Ranks) -> None:
         """Wait for the all-reduce that `start` has started."""

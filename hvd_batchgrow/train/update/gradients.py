@@ -129,11 +129,11 @@ class GradientBuckets:
             copy.exact = old.exact and old.exact.empty_copy()
         return copies
 
-    def zero(self, num_groups: int, *, is_single: bool = False) -> None:
+    def zero(self, num_ghost_batches: int, *, is_single: bool = False) -> None:
         """Set all gradients to zero, and restore the slices that something else has replaced.
 
         Args:
-            num_groups: number of ghost batches of the update, over all ranks.
+            num_ghost_batches: number of ghost batches of the update, over all ranks.
             is_single: as `GradientNorms.begin` takes it.
         """
         for bucket in self._buckets:
@@ -143,7 +143,7 @@ class GradientBuckets:
             bucket.reached = [False] * len(bucket.members)
             bucket.handle = None
             if bucket.exact:
-                bucket.exact.begin(num_groups)
+                bucket.exact.begin(num_ghost_batches)
         self._waiting, self._unannounced = list(self._order), []
         sums = (part for bucket in self._buckets for part in (bucket.flat, bucket.earlier))
         torch._foreach_zero_([part for part in sums if part is not None])
@@ -203,7 +203,7 @@ class GradientBuckets:
         order = completed + [bucket for bucket in self._order if bucket not in completed]
         indices = [bucket.index * (self.ranks.rank == 0) for bucket in order]
         self._reached = torch.tensor([*(flag for bucket in self._buckets for flag in bucket.reached), *indices])
-        self._reached_handle = self.ranks.start_sum(self._reached, "reached")
+        self._reached_handle = self.ranks.start_all_reduce(self._reached, "reached")
         if self.norms:
             self.norms.start(self.ranks)
 
@@ -317,7 +317,7 @@ class GradientBuckets:
         if (wire := self._wire_of(bucket)) is not None:
             total = torch.mul(total, bucket.wire_scale / self._divisor, out=wire)
         summed = bucket.exact.total if bucket.exact else total
-        bucket.handle = self.ranks.start_sum(summed, f"gradients.{bucket.index}")
+        bucket.handle = self.ranks.start_all_reduce(summed, f"gradients.{bucket.index}")
 
     def _note_unannounced(self) -> None:
         """Note which gradients a backward has written without autograd's hook, without reading them."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.data.order.order_digest import digest
-from hvd_batchgrow.data.order.stream import groups_left_in_pass
+from hvd_batchgrow.data.order.stream import ghost_batches_left
 from hvd_batchgrow.data.pipeline.reader import GhostBatches, GhostBatchStream
 from hvd_batchgrow.data.tensor_tree import join_rows, tensors_in
 from hvd_batchgrow.messages.errors import RunError
@@ -27,7 +27,7 @@ def read_micro_batches(
 
     Args:
         ghost_batches: of this rank, from the first one of the update on.
-        passes: for each micro-batch, the slots of its ghost batches in the update; see `passes_of_rank`.
+        passes: for each micro-batch, the slots of its ghost batches in the update; see `micro_batches_of_rank`.
         keyed_by: seed and N, if samples need keys for dropout.
         at: called with the name of each stage that this rank enters.
     """
@@ -38,7 +38,7 @@ def read_micro_batches(
         yield join_groups(groups, slots, keyed_by)
 
 
-def groups_of_pass(plan: Plan, group: int, ranks: int) -> int:
+def ghost_batches_per_micro_batch(plan: Plan, group: int, ranks: int) -> int:
     """Return how many ghost batches a rank reads as one batch from a ghost batch on: those up to the end of a pass.
 
     The reader calls it some batches before they are trained on. If the batch grows meanwhile, the batches in flight
@@ -53,7 +53,7 @@ def groups_of_pass(plan: Plan, group: int, ranks: int) -> int:
     index = schedule.index_at(min(group * size, schedule.end_samples - 1))
     first, batch = schedule.phases[index].start_samples // size, schedule.phases[index].global_batch // size
     first += (group - first) // batch * batch
-    return groups_left_in_pass(group, first, batch, plan.layouts[index].micro_batch // size, ranks)
+    return ghost_batches_left(group, first, batch, plan.layouts[index].micro_batch // size, ranks)
 
 
 def join_groups(

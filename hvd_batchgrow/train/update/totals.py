@@ -98,7 +98,7 @@ class SharedTotals:
 
     Args:
         share: of this rank.
-        num_groups: number of ghost batches of the whole update.
+        num_ghost_batches: number of ghost batches of the whole update.
         norm_groups: the norms whose statistics are summed.
         device: of the sums.
 
@@ -106,18 +106,21 @@ class SharedTotals:
         ValueError: a slot is outside of the update.
     """
 
-    def __init__(self, share: Share, num_groups: int, norm_groups: Sequence[NormGroup], device: torch.device) -> None:
-        outside = [slot for slot in share.slots if not 0 <= slot < num_groups]
+    def __init__(
+        self, share: Share, num_ghost_batches: int, norm_groups: Sequence[NormGroup], device: torch.device
+    ) -> None:
+        outside = [slot for slot in share.slots if not 0 <= slot < num_ghost_batches]
         if outside:
             raise ValueError(
-                f"slots {outside[:8]} must be in 0 … {num_groups - 1}: the update has {num_groups} ghost batches"
+                f"slots {outside[:8]} must be in 0 … {num_ghost_batches - 1}: "
+                f"the update has {num_ghost_batches} ghost batches"
             )
         self._names, self._norm_groups, self._exact = list(share.metrics[0]), norm_groups, share.exact
-        self._slots, self._num_groups = list(share.slots), num_groups
+        self._slots, self._num_ghost_batches = list(share.slots), num_ghost_batches
         numbers = share.numbers()
         known = [sum(part for part in parts if not isinstance(part, Tensor)) for parts in numbers]
         known += [len(share.slots), *to_halves(_fingerprint(np.array(share.slots)))]
-        weights = [group.norms[0].weights(share.slots, num_groups) for group in norm_groups]
+        weights = [group.norms[0].weights(share.slots, num_ghost_batches) for group in norm_groups]
         # What the host knows crosses to the device in one copy.
         host = torch.tensor([*known, *itertools.chain(*weights)], dtype=torch.float64)
         self._sizes = [len(numbers), 3]
@@ -175,10 +178,10 @@ class SharedTotals:
         A count and a fingerprint take the same few bytes for any batch. Other slots have the same ones with a
         probability of 2⁻⁶⁴. Only if they are wrong do the ranks all-reduce a count per ghost batch.
         """
-        if (count, fingerprint) == (self._num_groups, _fingerprint_of_all(self._num_groups)):
+        if (count, fingerprint) == (self._num_ghost_batches, _fingerprint_of_all(self._num_ghost_batches)):
             return
-        counts = torch.bincount(torch.tensor(self._slots, dtype=torch.int64), minlength=self._num_groups)
-        each = ranks.sum(counts, "ghost batches").tolist()
+        counts = torch.bincount(torch.tensor(self._slots, dtype=torch.int64), minlength=self._num_ghost_batches)
+        each = ranks.all_reduce(counts, "ghost batches").tolist()
         wrong = [slot for slot, count in enumerate(each) if count != 1]
         found = ", ".join(f"ghost batch {slot}: {each[slot]} times" for slot in wrong[:8])
         raise ValueError(
@@ -195,8 +198,8 @@ def _summed(contributions: Tensor, sizes: Sequence[int], *, exact: bool) -> list
 
 
 @lru_cache(maxsize=256)
-def _fingerprint_of_all(num_groups: int) -> int:
-    return _fingerprint(np.arange(num_groups))
+def _fingerprint_of_all(num_ghost_batches: int) -> int:
+    return _fingerprint(np.arange(num_ghost_batches))
 
 
 def _fingerprint(slots: NDArray[np.int64]) -> int:
