@@ -38,7 +38,7 @@ def broadcast_object(ranks: Ranks, value: Any, name: str) -> Any:
     if ranks.rank == 0:
         map_state(tensors.append, value)
         torch.save(map_state(lambda tensor: tensor.detach().to("meta"), value), file)
-    data = ranks.broadcast_bytes(file.getvalue(), f"{name}.skeleton") or b""
+    data = ranks.broadcast_bytes(file.getvalue(), f"{name}.skeleton")
     skeleton = torch.load(io.BytesIO(data), weights_only=True)
     shapes: list[Tensor] = []
     map_state(shapes.append, skeleton)

@@ -122,7 +122,7 @@ class Ranks(ABC):
         if count == self.size:
             return RankSubset(self, self, hosts, None)
         connection = self._connect(hosts, count)
-        info = self.broadcast_bytes(self.rendezvous_info() if self.rank == 0 else None, "subset.rendezvous") or b""
+        info = self.broadcast_bytes(self.rendezvous_info() if self.rank == 0 else b"", "subset.rendezvous")
         formed = self.reinit(hosts[:count], info)
         if formed is not None:
             return RankSubset(self, formed, hosts, connection if isinstance(connection, WakeupServer) else None)
@@ -177,7 +177,7 @@ class Ranks(ABC):
     def broadcast_address(self, port: int, name: str, *, on_one_host: bool) -> tuple[str, int, str]:
         """Return the host and port where rank 0 listens, and a token that identifies its ranks; equal on all."""
         host = "127.0.0.1" if on_one_host else socket.gethostname()
-        address = self.broadcast_bytes(f"{host} {port} {secrets.token_hex(16)}".encode(), name) or b""
+        address = self.broadcast_bytes(f"{host} {port} {secrets.token_hex(16)}".encode(), name)
         host, number, token = address.decode().split()
         return host, int(number), token
 
@@ -206,12 +206,10 @@ class Ranks(ABC):
         sums = self.all_reduce(torch.tensor([*halves, *(half * half for half in halves)]), name).tolist()
         return all(self.size * squares == total * total for total, squares in zip(sums[:2], sums[2:], strict=True))
 
-    def broadcast_bytes(self, data: bytes | None, name: str) -> bytes | None:
+    def broadcast_bytes(self, data: bytes, name: str) -> bytes:
         """Return rank 0's `data` on every rank; the argument is ignored elsewhere."""
-        length = torch.tensor([-1 if data is None else len(data)])
+        length = torch.tensor([len(data)])
         self.broadcast(length, f"{name}.length")
-        if length.item() < 0:
-            return None
         # int64, because some backends do not support uint8.
         words = torch.zeros(-(-int(length) // 8), dtype=torch.int64)
         if self.rank == 0 and data:
@@ -257,9 +255,9 @@ class Ranks(ABC):
         """Call a function on rank 0 only; return its result there, and None elsewhere. Raises as `run_on_all`."""
         return self.run_on_all(lambda: action() if self.rank == 0 else None)
 
-    def broadcast_from_rank0(self, produce: Callable[[], bytes | None], name: str) -> bytes | None:
+    def broadcast_from_rank0(self, produce: Callable[[], bytes], name: str) -> bytes:
         """Call `produce` on rank 0, and return its result on every rank. Raises as `run_on_all`."""
-        return self.broadcast_bytes(self.run_on_rank0(produce), name)
+        return self.broadcast_bytes(self.run_on_rank0(produce) or b"", name)
 
 
 def _own_host() -> int:
@@ -331,10 +329,10 @@ class RankSubset(Ranks):
         self.all_reduce(torch.zeros(1), "subset.close")
         if self._formed is self._whole:
             return
-        info = self.broadcast_bytes(self._whole.rendezvous_info() if self.rank == 0 else None, "whole.rendezvous")
+        info = self.broadcast_bytes(self._whole.rendezvous_info() if self.rank == 0 else b"", "whole.rendezvous")
         if self._wakeup:
-            self._wakeup.wake(info or b"")
-        self._whole.reinit(self._all_hosts, info or b"")
+            self._wakeup.wake(info)
+        self._whole.reinit(self._all_hosts, info)
 
     def rendezvous_info(self) -> bytes:
         """Return what rank 0 broadcasts before `reinit` makes a subset of this subset."""

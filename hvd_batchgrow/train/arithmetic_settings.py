@@ -59,7 +59,7 @@ def check_same_arithmetic(ranks: Ranks) -> None:
         CollectiveError: a rank's settings differ from those of rank 0; the message names the rank and the settings.
     """
     mine = arithmetic()
-    theirs = json.loads(ranks.broadcast_from_rank0(lambda: dump_json(mine).encode(), "arithmetic") or b"{}")
+    theirs = json.loads(ranks.broadcast_from_rank0(lambda: dump_json(mine).encode(), "arithmetic"))
 
     def check() -> None:
         differences = [

@@ -159,7 +159,7 @@ class GrowthController:
             decision = None if self.is_decided(samples) else self._decide(request, now, folder)
             return dump_json({"now": asdict(now), "decision": decision}).encode()
 
-        message = json.loads(ranks.broadcast_from_rank0(decide, "decision") or b"{}")
+        message = json.loads(ranks.broadcast_from_rank0(decide, "decision"))
         if ranks.rank != 0:
             self._run_trigger(Measurement(**message["now"]))
         if message["decision"] is not None:

@@ -31,7 +31,7 @@ def weights(run: Path) -> str:
 def test_branches_are_stopped_resumed_and_compared_on_all_ranks(
     ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = Path((ranks.broadcast_bytes(str(tmp_path).encode(), "test.folder") or b"").decode())
+    folder = Path(ranks.broadcast_bytes(str(tmp_path).encode(), "test.folder").decode())
     monkeypatch.setenv("HVD_BATCHGROW_CACHE", str(folder / "cache"))
     sections: dict[str, Any] = {"layout": {"uneven_ranks": True}, "schedule": {"global_batch": 48, "max_batch": 48}}
     if ranks.rank == 0:

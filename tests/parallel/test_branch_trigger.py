@@ -37,7 +37,7 @@ UPDATES = 30
 def here(ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rank 0's folder, with the data."""
     own = str(tmp_path_factory.mktemp("branch-trigger"))
-    folder = Path((ranks.broadcast_bytes(own.encode(), "test.folder") or b"").decode())
+    folder = Path(ranks.broadcast_bytes(own.encode(), "test.folder").decode())
     if ranks.rank == 0:
         write_idx_folder(folder / "data", small_source())
     ranks.any(flag=False)  # the files are written
@@ -65,11 +65,11 @@ def weights(ranks: Ranks, folder: Path) -> str:
         assert checkpoint is not None
         return f"{checkpoint.samples} {tree_digest([checkpoint.model, checkpoint.optimizer])}".encode()
 
-    return (ranks.broadcast_from_rank0(read, "test.digest") or b"").decode()
+    return ranks.broadcast_from_rank0(read, "test.digest").decode()
 
 
 def decisions(ranks: Ranks, folder: Path) -> bytes:
-    return ranks.broadcast_from_rank0((folder / "decisions.jsonl").read_bytes, "test.decisions") or b""
+    return ranks.broadcast_from_rank0((folder / "decisions.jsonl").read_bytes, "test.decisions")
 
 
 @pytest.fixture(scope="module")

@@ -75,9 +75,9 @@ def train(job: Job, ranks: Ranks, folder: Path, *observers: Observer, **options:
     return training.train(job, ranks, folder, *(observers if ranks.rank == 0 else ()), **options)[0]
 
 
-def of_rank0(ranks: Ranks, read: Callable[[], bytes | None]) -> bytes:
+def of_rank0(ranks: Ranks, read: Callable[[], bytes]) -> bytes:
     """What rank 0's folder holds; those of other ranks are empty."""
-    return ranks.broadcast_from_rank0(read, "test.read") or b""
+    return ranks.broadcast_from_rank0(read, "test.read")
 
 
 def newest(ranks: Ranks, folder: Path) -> Checkpoint:

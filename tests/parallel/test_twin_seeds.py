@@ -28,7 +28,7 @@ def weights(run: Path) -> str:
 def test_pairs_are_stopped_resumed_and_found_on_all_ranks(
     ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = Path((ranks.broadcast_bytes(str(tmp_path).encode(), "test.folder") or b"").decode())
+    folder = Path(ranks.broadcast_bytes(str(tmp_path).encode(), "test.folder").decode())
     monkeypatch.setenv("HVD_BATCHGROW_CACHE", str(folder / "cache"))
     if ranks.rank == 0:
         write_idx_folder(folder / "data", small_source())

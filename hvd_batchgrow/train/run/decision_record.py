@@ -61,7 +61,7 @@ def open_decisions(
             write_decisions(folder, source, decisions)
         return decisions_text(source, decisions)
 
-    text = ranks.broadcast_from_rank0(read, "decisions") or b""
+    text = ranks.broadcast_from_rank0(read, "decisions")
     return *parse_decisions(text.decode(), path), notes
 
 
