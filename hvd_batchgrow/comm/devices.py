@@ -51,8 +51,9 @@ class DeviceAssignment:
 def assign_devices(seen: Sequence[VisibleGpus], device: DeviceKey, ranks_per_gpu: int | None) -> DeviceAssignment:
     """Assign a device to each rank.
 
-    A rank takes number `local_rank % visible`. Ranks share a GPU if they take the same UUID: counts alone decide
-    nothing, because each rank may see one separate GPU, or all ranks the same one.
+    Each rank takes the visible GPU that the fewest ranks of its host have taken, the first of several. Ranks that see
+    few GPUs choose before those that see more. If all see the same, that is number `local_rank % visible`. GPUs are
+    distinguished by their UUIDs, because the ranks of a host may see the same ones, others, or some in common.
 
     Args:
         seen: what each rank sees.
@@ -77,22 +78,17 @@ def assign_devices(seen: Sequence[VisibleGpus], device: DeviceKey, ranks_per_gpu
         listed = "; ".join(f"a rank on {host} sees {gpus}" for host, gpus in views)
         fault = f'all ranks must use the same kind of device, but {listed}. Use other hosts, or device = "cpu"'
         raise JobError([Fault("layout.device", fault)])
-    indices = tuple(k % len(view.uuids) for k, view in zip(_local_ranks(seen), seen, strict=True))
-    used = Counter((view.host, view.uuids[index]) for view, index in zip(seen, indices, strict=True))
+    used: Counter[tuple[str, str]] = Counter()
+    chosen = {}
+    for rank, view in sorted(enumerate(seen), key=lambda one: len(one[1].uuids)):
+        chosen[rank] = min(range(len(view.uuids)), key=lambda index: used[view.host, view.uuids[index]])
+        used[view.host, view.uuids[chosen[rank]]] += 1
+    indices = tuple(chosen[rank] for rank in range(len(seen)))
     shared = max(used.values())
     if shared > (ranks_per_gpu or 1):
         _refuse_sharing(seen, used, ranks_per_gpu or 1)
     per_host = tuple(Counter(host for host, _ in used).values())
     return DeviceAssignment(indices, per_host, shared, _unused(seen, set(used), "one rank uses one GPU"))
-
-
-def _local_ranks(seen: Sequence[VisibleGpus]) -> list[int]:
-    earlier: Counter[str] = Counter()
-    local_ranks = []
-    for view in seen:
-        local_ranks.append(earlier[view.host])
-        earlier[view.host] += 1
-    return local_ranks
 
 
 def _refuse_sharing(seen: Sequence[VisibleGpus], used: Counter[tuple[str, str]], limit: int) -> None:

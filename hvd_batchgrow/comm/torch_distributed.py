@@ -98,6 +98,15 @@ class TorchRanks(Ranks):
         self._backends, self.backend = "cpu:gloo,cuda:nccl", "torch-nccl"
         self.collectives = "NCCL"
         self._group = dist.new_group(list(range(self.size)), backend=self._backends, timeout=_COLLECTIVE_TIMEOUT)
+        self._connect_gpus()
+
+    def _connect_gpus(self) -> None:
+        """Make NCCL connect these ranks now, while they are together, if it sums their CUDA tensors.
+
+        NCCL would do it at the first all-reduce, and fail if a rank, which may be compiling, comes 5 minutes late.
+        """
+        if "nccl" in self._backends:
+            self.all_reduce(torch.zeros(1, device="cuda"), "connect GPUs")
 
     def reinit(self, hosts: Sequence[int], info: bytes) -> TorchRanks | None:
         """Return a group of these ranks, made once per size. Idle ranks stay in the group of all at no cost."""
@@ -107,7 +116,9 @@ class TorchRanks(Ranks):
         if count not in self._parts:
             # All ranks of the job make the group together.
             group = dist.new_group(list(range(count)), backend=self._backends, timeout=_COLLECTIVE_TIMEOUT)
-            self._parts[count] = TorchRanks(group, hosts, self._backends) if self.rank < count else None
+            self._parts[count] = part = TorchRanks(group, hosts, self._backends) if self.rank < count else None
+            if part is not None:
+                part._connect_gpus()
         return self._parts[count]
 
 

@@ -104,7 +104,7 @@ class DataSection(Section):
     std: FloatList | None = None
     """Standard deviation, per channel or feature like `mean`."""
     pipeline: Literal["auto", "dali", "torch"] = "auto"
-    """Image pipeline. Both give the same pixels; auto chooses the faster one for the source."""
+    """Image pipeline. On a CPU both give the same pixels; auto chooses the faster one for the source."""
     workers: Annotated[int, Field(ge=0, le=256)] = 0
     """Torch Datasets: processes per rank that read samples ahead of training. 0: the rank's process reads them itself.
     The number does not change the samples."""

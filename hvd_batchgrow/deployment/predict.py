@@ -118,7 +118,7 @@ def evaluation_inputs(
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Yield ids of samples, and the network's inputs as the run's evaluation makes them.
 
-    The torch pipeline decodes photos to the same pixels as DALI, and needs no further package.
+    The torch pipeline decodes photos to the same pixels as DALI on a CPU, and needs no further package.
     """
     job, normalization = network.job, network.description.normalization
     source = Datasets(samples, samples, network.description.num_outputs, normalization.mean, normalization.std)

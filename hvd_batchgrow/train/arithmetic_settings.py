@@ -11,7 +11,9 @@ import torch
 
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.nn.ghost.ghost_choice import kernels_for_gpu
 from hvd_batchgrow.storage.strict_json import dump_json
+from hvd_batchgrow.train.run.versions import installed_versions
 
 _VARIABLES = (
     "ATEN_CPU_CAPABILITY",
@@ -32,8 +34,12 @@ _VARIABLES = (
 """Environment variables to compare. OMP_NUM_THREADS and MKL_NUM_THREADS show in torch's number of threads."""
 
 
-def arithmetic() -> dict[str, Any]:
-    """Return the arithmetic settings of this process: plain values by name."""
+def arithmetic(*, on_gpu: bool) -> dict[str, Any]:
+    """Return the arithmetic settings of this process: plain values by name.
+
+    Args:
+        on_gpu: this rank trains on torch's current GPU.
+    """
     found: dict[str, Any] = {
         "torch": torch.__version__,
         "torch threads": torch.get_num_threads(),
@@ -44,21 +50,27 @@ def arithmetic() -> dict[str, Any]:
         "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
         **{name: os.environ[name] for name in _VARIABLES if os.environ.get(name)},
     }
-    if torch.cuda.is_available():
-        cudnn = torch.backends.cudnn
-        tf32 = cudnn.fp32_precision if hasattr(cudnn, "fp32_precision") else cudnn.allow_tf32
+    if on_gpu:
+        cudnn, dali = torch.backends.cudnn, "nvidia-dali-cuda"
+        tf32 = cudnn.conv.fp32_precision if hasattr(cudnn, "conv") else cudnn.allow_tf32  # since torch 2.9
         found |= {"GPU": torch.cuda.get_device_name(), "cuDNN": cudnn.version(), "cuDNN float32 precision": tf32}
         found |= {"cuDNN deterministic": cudnn.deterministic, "cuDNN benchmark": cudnn.benchmark}
+        found["ghost norms"] = kernels_for_gpu(torch.device("cuda", torch.cuda.current_device()))
+        found |= {name: version for name, version in installed_versions().items() if name.startswith(dali)}
     return found
 
 
-def check_same_arithmetic(ranks: Ranks) -> None:
+def check_same_arithmetic(ranks: Ranks, *, on_gpu: bool) -> None:
     """Check that all ranks have the same arithmetic settings, which exact mode requires. All ranks call it together.
+
+    Args:
+        ranks: all ranks.
+        on_gpu: they train on GPUs.
 
     Raises:
         CollectiveError: a rank's settings differ from those of rank 0; the message names the rank and the settings.
     """
-    mine = arithmetic()
+    mine = arithmetic(on_gpu=on_gpu)
     theirs = json.loads(ranks.broadcast_from_rank0(lambda: dump_json(mine).encode(), "arithmetic"))
 
     def check() -> None:

@@ -39,8 +39,8 @@ def folder(tmp_path: Path) -> Path:
         coarse = generator.integers(0, 256, (3, 4, 3), dtype=np.uint8)
         path = tmp_path / f"class{k % NUM_CLASSES}" / f"{k:02d}.jpg"
         path.parent.mkdir(exist_ok=True)
-        # Without subsampled colours, so that decoders differ by rounding only.
-        Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(path, quality=95, subsampling=0)
+        image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        image.save(path, quality=95, subsampling=("4:4:4", "4:2:0")[k % 2])
     return tmp_path
 
 

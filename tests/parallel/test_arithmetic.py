@@ -11,15 +11,15 @@ pytestmark = [pytest.mark.comm, pytest.mark.launcher]
 
 
 def test_a_rank_with_other_kernels_is_named(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_same_arithmetic(ranks)
+    check_same_arithmetic(ranks, on_gpu=False)
     last = ranks.size - 1
     if ranks.rank == last:
         monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
     if last == 0:
-        check_same_arithmetic(ranks)
+        check_same_arithmetic(ranks, on_gpu=False)
         return
     with pytest.raises(CollectiveError) as failure:
-        check_same_arithmetic(ranks)
+        check_same_arithmetic(ranks, on_gpu=False)
     assert failure.value.code == 2
     if ranks.rank == last:
         report = f"layout.exact: needs the same arithmetic on all ranks, but on rank {last} on "

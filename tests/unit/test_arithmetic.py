@@ -14,6 +14,7 @@ import torch
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.messages.errors import JobError
+from hvd_batchgrow.nn.ghost import ghost_choice, ghost_cpu, ghost_reference
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train.arithmetic_settings import arithmetic
 from hvd_batchgrow.train.run.setup import prepare_rank
@@ -125,9 +126,9 @@ def test_a_fast_run_says_what_has_changed_and_promises_no_bits(
 
 def test_the_switches_of_the_environment_and_of_torch_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def changed(change: Any) -> set[str]:
-        before = arithmetic()
+        before = arithmetic(on_gpu=False)
         change()
-        return {key for key, value in arithmetic().items() if before.get(key) != value}
+        return {key for key, value in arithmetic(on_gpu=False).items() if before.get(key) != value}
 
     monkeypatch.delenv("MKL_CBWR", raising=False)
     with monkeypatch.context() as patch:
@@ -139,3 +140,12 @@ def test_the_switches_of_the_environment_and_of_torch_are_seen(monkeypatch: pyte
     finally:
         torch.use_deterministic_algorithms(False)
         torch.set_float32_matmul_precision("highest")
+
+
+def test_the_norms_of_a_gpu_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A100")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "3.7")
+    for normalise, expected in ((ghost_reference.normalise, "PyTorch"), (ghost_cpu.normalise, "Triton 3.7")):
+        monkeypatch.setitem(ghost_choice._found, torch.device("cuda", 1), normalise)
+        assert arithmetic(on_gpu=True)["ghost norms"] == expected

@@ -20,6 +20,8 @@ from torch import nn
 
 from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.nn.build import build_model
+from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm1d
+from hvd_batchgrow.nn.ghost.ghost_operators import keep_statistics, number_of
 from hvd_batchgrow.nn.keyed_random import keyed_modules, sample_keys, set_sample_keys
 from hvd_batchgrow.nn.networks import dense7
 from hvd_batchgrow.schedule.phases import Phase
@@ -86,6 +88,36 @@ def test_growth_of_the_batch_compiles_nothing_again(tmp_path: Path, monkeypatch:
             ]
             phase = Phase(0.0, 0.1, 0.9, 8 * num_micro_batches, 8.0 * num_micro_batches, start_samples=0, num_updates=1)
             engine.update(iter(passes), num_micro_batches, phase, 2 * num_micro_batches)
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.filterwarnings("ignore")  # warnings of the compiler
+def test_a_network_stays_compiled_when_the_size_of_the_micro_batch_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    model = dense7.build(6, 3, channels=(8,), ghost_batch=4, bn_momentum=0.1, dropout=0.0)
+    plain = copy.deepcopy(model)
+    model.compile(fullgraph=True)  # a part that cannot be compiled is an error, not computed without the compiler
+    for size in (8, 16, 12, 8):
+        rows = torch.randn(size, 6)
+        torch.testing.assert_close(model(rows), plain(rows), rtol=1e-4, atol=1e-5)
+        model.eval(), plain.eval()
+        torch.testing.assert_close(model(rows[:5]), plain(rows[:5]), rtol=1e-4, atol=1e-5)
+        model.train(), plain.train()
+    with pytest.raises(ValueError, match="the micro-batch must be a multiple of 4"):
+        plain(torch.randn(6, 6))
+
+
+def test_a_norm_keeps_a_copy_of_its_statistics() -> None:
+    """A compiler may use the memory again: it cannot know that the norm still reads it."""
+    norm = GhostBatchNorm1d(3, 4)
+    norm.deferred = True
+    statistics = torch.ones(2, 2, 3)
+    keep_statistics(statistics, torch.zeros(()), number_of(norm))
+    statistics.zero_()
+    assert torch.equal(norm.take_statistics(), torch.ones(2, 2, 3))
 
 
 @pytest.mark.slow

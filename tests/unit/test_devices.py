@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from hvd_batchgrow.comm import devices
 from hvd_batchgrow.comm.devices import DeviceKey, Placement, VisibleGpus, agree_on_devices, assign_devices, take_device
 from hvd_batchgrow.comm.ranks import CollectiveError, SingleRank
+from hvd_batchgrow.comm.torch_distributed import TorchRanks
 from hvd_batchgrow.messages.errors import JobError
 from tests.helpers import small_job
 
@@ -54,6 +56,12 @@ def test_the_keys_of_rank_0_count(monkeypatch: pytest.MonkeyPatch) -> None:
         ([on("a", "0", "1"), on("b", "2", "3"), on("a", "0", "1"), on("b", "2", "3")], (0, 0, 1, 1)),
         # Each socket's ranks see its two GPUs.
         ([on("a", "0", "1"), on("a", "0", "1"), on("a", "2", "3"), on("a", "2", "3")], (0, 1, 0, 1)),
+        # Ranks alternate between the sockets, each with its GPUs.
+        ([on("a", "0", "1"), on("a", "2", "3"), on("a", "0", "1"), on("a", "2", "3")], (0, 0, 1, 1)),
+        # Each rank sees the same GPUs, its own first.
+        ([on("a", "0", "1"), on("a", "1", "0")], (0, 0)),
+        # The second rank sees one GPU only, so the first takes the other one.
+        ([on("a", "0", "1"), on("a", "0")], (1, 0)),
         (whole(0, 0) + [on("a")] * 3, (None, None, None)),
     ],
 )
@@ -249,3 +257,21 @@ def test_the_device_is_current_before_anything_uses_it(
     monkeypatch.setattr(torch.cuda, "set_device", done.append)
     assert take_device(pair, "auto", 2) == Placement(torch.device("cuda", index), (len(visible),))
     assert done == [index, ("shared", shared)]
+
+
+def test_nccl_connects_the_ranks_while_they_are_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise it would at the first all-reduce, for which a rank that compiles its network may come too late."""
+    done = []
+    ranks = object.__new__(TorchRanks)
+    ranks.backend, ranks.size, ranks.rank, ranks._backends, ranks._parts = "torch-gloo", 2, 0, "gloo", {}
+    monkeypatch.setattr(torch, "zeros", lambda size, device: done.append(device))
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
+    monkeypatch.setattr(dist, "new_group", lambda *_, backend, **__: done.append(backend))
+    monkeypatch.setattr(TorchRanks, "all_reduce", lambda self, tensor, name: done.append(name))
+    monkeypatch.setattr(
+        TorchRanks, "__init__", lambda self, group, hosts, backends: setattr(self, "_backends", backends)
+    )
+    ranks.use_gpus(shared=False)
+    assert done == ["cpu:gloo,cuda:nccl", "cuda", "connect GPUs"]
+    ranks.reinit([0], b"")
+    assert done[3:] == done[:3]

@@ -90,6 +90,8 @@ def _encoded(sampler: Sampler, normalize: Normalize, source: Callable[[], tuple[
             device=device,
             output_type=types.RGB,
             adjust_orientation=False,
+            jpeg_fancy_upsampling=True,  # on a GPU too, as the decoder of the CPU and Pillow do
+            hw_decoder_load=0.0,  # one decoder for all: another one would get a share that depends on the batch
         )
         return _finished(windows, rule, sampler, normalize) if in_dali else windows
 

@@ -268,7 +268,7 @@ def choose_pipeline(data: DataSection, samples: Dataset) -> str:
     if requested == "dali" and not installed:
         raise RunError(
             "data.pipeline = 'dali', but DALI is not installed: pip install 'hvd_batchgrow[dali-cuda130]', "
-            "or --data.pipeline torch, which gives the same pixels"
+            "or --data.pipeline torch, which gives the same pixels as DALI on a CPU"
         )
     if requested != "auto":
         return requested

@@ -196,8 +196,8 @@ class GhostBatchNorm(nn.Module):
             raise ValueError(f"input has shape {tuple(x.shape)}; expected {allowed} with C = {self.num_features}")
 
     def _count_ghost_batches(self, x: Tensor) -> int:
-        num_ghost_batches, rest = divmod(x.shape[0], self.ghost_batch)
-        if rest or not num_ghost_batches:
+        num_ghost_batches = x.shape[0] // self.ghost_batch  # torch.compile has no divmod for sizes that change
+        if x.shape[0] % self.ghost_batch or not num_ghost_batches:
             raise ValueError(
                 f"{x.shape[0]} samples are {x.shape[0] / self.ghost_batch:.2f} ghost batches of "
                 f"{self.ghost_batch}: the micro-batch must be a multiple of {self.ghost_batch}"

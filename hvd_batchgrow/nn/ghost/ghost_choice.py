@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from importlib.util import find_spec
 from typing import Literal, Protocol
 
@@ -50,11 +51,7 @@ def choose(x: Tensor, num_ghost_batches: int) -> Normalise:
         is_taken = x.dtype == torch.float32 and num_ghost_batches > 1 and kernels_for_cpu() == "C"
         return ghost_cpu.normalise if is_taken else ghost_reference.normalise
     is_taken = x.dtype in (torch.float32, torch.float16, torch.bfloat16) and fits(x.numel() // num_ghost_batches)
-    if x.device.type != "cuda" or not is_taken:
-        return ghost_reference.normalise
-    if x.device not in _found:
-        _found[x.device] = _find(x.device)
-    return _found[x.device]
+    return _on_gpu(x.device) if x.device.type == "cuda" and is_taken else ghost_reference.normalise
 
 
 def kernels_for(x: Tensor, num_ghost_batches: int, *, relu: bool) -> Kernels:
@@ -74,6 +71,11 @@ def kernels_for_cpu() -> Literal["C", "PyTorch"]:
     return "C" if ghost_cpu.library() else "PyTorch"
 
 
+def kernels_for_gpu(device: torch.device) -> str:
+    """Return what ghost norms on a GPU use: Triton with its version, or "PyTorch". Their results differ by rounding."""
+    return "PyTorch" if _on_gpu(device) is ghost_reference.normalise else f"Triton {metadata.version('triton')}"
+
+
 @contextmanager
 def by_pytorch_only() -> Iterator[None]:
     """Use PyTorch's operations for all forwards meanwhile, for comparisons and to search for faults of a kernel."""
@@ -83,6 +85,12 @@ def by_pytorch_only() -> Iterator[None]:
         yield
     finally:
         _by_pytorch_only = before
+
+
+def _on_gpu(device: torch.device) -> Normalise:
+    if device not in _found:
+        _found[device] = _find(device)
+    return _found[device]
 
 
 def _find(device: torch.device) -> Normalise:

@@ -41,7 +41,7 @@ def keep_statistics(statistics: Tensor, order: Tensor, norm: int) -> None:
         order: is not changed; that it could be keeps the call in a compiled graph, in its place.
         norm: its `number_of`.
     """
-    _norms[norm].keep(statistics)
+    _norms[norm].keep(statistics.clone())  # a compiler may reuse the memory after this call
 
 
 @keep_statistics.register_fake

@@ -62,10 +62,7 @@ def notes_on_network(parts: TrainingParts) -> list[str]:
     if train.kind == "encoded" and (keys := torch_only_keys(job.data)):
         notes.append(f"images are decoded by Pillow, because DALI does not have {' and '.join(keys)}")
     elif train.kind == "encoded" and choose_pipeline(job.data, train) == "torch":
-        notes.append(
-            "images are decoded by Pillow; DALI decodes to the same pixels faster: "
-            "pip install 'hvd_batchgrow[dali-cuda130]'"
-        )
+        notes.append("images are decoded by Pillow; DALI is faster: pip install 'hvd_batchgrow[dali-cuda130]'")
     return notes
 
 

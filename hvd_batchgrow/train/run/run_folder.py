@@ -100,7 +100,7 @@ def open_run(
             elif (checkpoint := _prepare_folder(folder, notes, resume=resume, overwrite=overwrite)) is not None:
                 _refuse_other_job(folder, checkpoint, plan)
                 check_on_data(checkpoint)
-                notes.extend(_allowed_changes(folder, job, ranks))
+                notes.extend(_allowed_changes(folder, job, ranks, hardware))
             refuse_suspect(origin.run if origin else folder, checkpoint.samples if checkpoint else None)
             kept = {"data": schema, "pretrained": pretrained}
             start: dict[str, Any] = {"start_samples": checkpoint.samples if checkpoint else 0}
@@ -195,7 +195,7 @@ def _refuse_other_job(folder: Path, checkpoint: Checkpoint, plan: Plan) -> None:
         raise RunError(f"{folder} cannot be resumed from sample {checkpoint.samples:,}, {fault}")
 
 
-def _allowed_changes(folder: Path, job: Job, ranks: Ranks) -> list[str]:
+def _allowed_changes(folder: Path, job: Job, ranks: Ranks, hardware: Hardware) -> list[str]:
     """Return notes on what has changed since the last attempt without affecting the weights beyond rounding."""
     try:
         before = tomllib.loads(read_regular(folder / "job.toml").decode())
@@ -206,7 +206,8 @@ def _allowed_changes(folder: Path, job: Job, ranks: Ranks) -> list[str]:
     now = {"ranks": ranks.size, "ghost norms on a CPU": kernels_for_cpu()}
     changed = changes(_flat(before), _flat(_tree(job))) | changes(was, now)
     recorded = last.get("arithmetic")
-    changed_arithmetic = changes(recorded, arithmetic()) if isinstance(recorded, dict) else {}
+    settings = arithmetic(on_gpu=hardware.is_cuda)
+    changed_arithmetic = changes(recorded, settings) if isinstance(recorded, dict) else {}
     changed |= changed_arithmetic
     notes = [f"changed since the last attempt: {key} was {was!r}, is {now!r}" for key, (was, now) in changed.items()]
     was_exact = before.get("layout", {}).get("exact", False)
@@ -303,7 +304,7 @@ def _record(ranks: Ranks, hardware: Hardware) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": installed_versions(),
         "ghost_norm_on_cpu": kernels_for_cpu(),
-        "arithmetic": arithmetic(),
+        "arithmetic": arithmetic(on_gpu=hardware.is_cuda),
         "hardware": asdict(hardware),
         "backend": ranks.backend,
         "ranks": ranks.size,

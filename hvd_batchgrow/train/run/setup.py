@@ -51,7 +51,7 @@ def prepare_rank(job: Job, ranks: Ranks) -> Placement:
     _set_threads(job, ranks)
     ranks.run_on_all(lambda: _set_arithmetic(job, placement.device))
     if job.layout.exact:
-        check_same_arithmetic(ranks)
+        check_same_arithmetic(ranks, on_gpu=placement.device.type == "cuda")
     return placement
 
 
