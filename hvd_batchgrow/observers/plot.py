@@ -59,20 +59,14 @@ def plot_plans(plans: Sequence[Plan], path: Path, title: str | None = None) -> N
 @contextmanager
 def _picture(path: Path, num_panels: int, height: float) -> Iterator[Any]:
     """Yield axes stacked vertically, and save the figure after the `with` block."""
-    import matplotlib as mpl
+    from matplotlib.figure import Figure
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(num_panels, 1, figsize=(7, height), sharex=True, squeeze=False, layout="constrained")
+    figure = Figure(figsize=(7, height), layout="constrained")
+    yield figure.subplots(num_panels, 1, sharex=True, squeeze=False)[:, 0]
     try:
-        yield axes[:, 0]
-        try:
-            figure.savefig(path, dpi=150)
-        except (OSError, ValueError) as error:
-            raise RunError(f"{path} cannot be drawn: {error}") from None
-    finally:
-        plt.close(figure)
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be drawn: {error}") from None
 
 
 def _batch_ticks(batches: Iterable[int]) -> list[int]:

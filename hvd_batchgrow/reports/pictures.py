@@ -20,19 +20,14 @@ _FORMATS = ("png", "svg")
 def pictures(figure: Figure) -> dict[str, bytes]:
     """Return the files of a figure by name: NAME.png and NAME.svg."""
     import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure as Canvas
 
     settings: Any = {"svg.hashsalt": figure.name, "text.parse_math": False, "axes.unicode_minus": True}
     with mpl.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # a name in a script that the font does not have
-        canvas, axis = plt.subplots(figsize=(7, 4), layout="constrained")
-        try:
-            _draw(figure, axis)
-            return {f"{figure.name}.{suffix}": _saved(canvas, suffix) for suffix in _FORMATS}
-        finally:
-            plt.close(canvas)
+        canvas = Canvas(figsize=(7, 4), layout="constrained")
+        _draw(figure, canvas.subplots())
+        return {f"{figure.name}.{suffix}": _saved(canvas, suffix) for suffix in _FORMATS}
 
 
 def _draw(figure: Figure, axis: Any) -> None:
