@@ -99,4 +99,4 @@ def refuse_unfinished(setup: BranchSetup, words: Sequence[str]) -> None:
 
 def _print_lines(console: PlainConsole, lines: Sequence[str]) -> None:
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)

@@ -64,5 +64,5 @@ class AuditCommand:
         for result in audits:
             print_table(console, audit_table(result))
         for other in audits[1:]:
-            console.print(compare_orders(audits[0].consumed, other.consumed), highlight=False, soft_wrap=True)
+            console.print(compare_orders(audits[0].consumed, other.consumed), soft_wrap=True)
         return ExitCode.DONE if all(result.passed for result in audits) else ExitCode.FAILURE

@@ -174,7 +174,7 @@ class PlanCommand(JobCommand):
             console.print()
         if len(plans) > 1:
             ratio = plans[1].num_updates / plans[0].num_updates
-            console.print(f"{ratio:.2f}× fewer updates than the twin", highlight=False)
+            console.print(f"{ratio:.2f}× fewer updates than the twin")
             if confounded := weight_decay_note(*plans):
                 console.paragraph(confounded, NOTE)
         if no_twin:

@@ -260,7 +260,7 @@ class TwinCommand(TrainCommand):
         for folder in folders:
             console.print(f"run folder: {folder}", soft_wrap=True)
         curves = shlex.join(["tensorboard", "--host", "localhost", "--logdir", str(self.runs_dir)])
-        console.print(f"curves: {curves}", highlight=False, soft_wrap=True)
+        console.print(f"curves: {curves}", soft_wrap=True)
         print_pairs(console, folders, self.margin, with_costs=self.seeds > 1)
 
 

@@ -21,6 +21,7 @@ from hvd_batchgrow.deployment.trained_network import TrainedNetwork
 from hvd_batchgrow.import_string import describe_error
 from hvd_batchgrow.messages.errors import RunError, unwritable
 from hvd_batchgrow.nn.parameters import input_type, network_inputs
+from hvd_batchgrow.results.records import NOT_METRICS
 from hvd_batchgrow.storage.atomic import write_atomically
 from hvd_batchgrow.storage.json_lines import read_json_lines
 from hvd_batchgrow.storage.strict_json import dump_json
@@ -220,8 +221,4 @@ def _metrics(network: TrainedNetwork) -> dict[str, Any]:
 
 
 def _result_names(line: dict[str, Any]) -> list[str]:
-    return [
-        name
-        for name in line
-        if name not in {"kind", "samples", "epoch", "updates", "dataset"} and not name.startswith("average_")
-    ]
+    return [name for name in line if name not in NOT_METRICS - {"loss"} and not name.startswith("average_")]

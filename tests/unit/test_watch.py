@@ -14,14 +14,16 @@ from hvd_batchgrow.job_file import load_job
 from hvd_batchgrow.messages.wording import short_time
 from hvd_batchgrow.observers.console import PlainConsole
 from hvd_batchgrow.observers.console_tables import print_plan, result_table
-from hvd_batchgrow.observers.metrics import MetricsFile, record_line
+from hvd_batchgrow.observers.metrics import MetricsFile, evaluation_record, record_line
 from hvd_batchgrow.observers.progress import ProgressDisplay, work_progress
 from hvd_batchgrow.observers.progress_lines import RecentRecords
 from hvd_batchgrow.observers.tensorboard import TensorBoard
 from hvd_batchgrow.results.record_lines import TrainLine
+from hvd_batchgrow.results.records import NOT_METRICS
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.schedule.twin import decay_twin
 from hvd_batchgrow.storage.json_lines import read_json_lines
+from hvd_batchgrow.tasks.load_task import RESERVED
 from hvd_batchgrow.train.events import Evaluation, Observer, RunEnded, RunStarted, TrainRecord
 from tests.helpers import NUM_TRAIN, plan_text, small_job
 
@@ -251,3 +253,10 @@ def test_long_work_is_shown(terminal: bool) -> None:
 
 def test_the_twin_is_named_after_its_job() -> None:
     assert decay_twin(small_job(), NUM_TRAIN).name == "small-twin"
+
+
+def test_no_metric_may_have_the_name_of_another_value_of_a_line() -> None:
+    """The names are written down where tasks and results are read, which import no trainer."""
+    line, result = record_line(record(32)), evaluation_record(evaluation(32))
+    assert {*line, *result} - {"top1"} == RESERVED
+    assert {*result} - {"top1"} == NOT_METRICS
