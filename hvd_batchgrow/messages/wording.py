@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 _MOST_SHOWN = 80
@@ -26,6 +26,13 @@ def shown(value: Any) -> str:
 def counted(number: int, noun: str) -> str:
     """Return `1 rank`, `2 ranks`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def listed(items: Sequence[Any], most: int = 3, *, text: Callable[[Any], str] = str, separator: str = ", ") -> str:
+    """Return the first items, and the number of further ones: "a, b and 3 more"."""
+    shown = separator.join(map(text, items[:most]))
+    also = " and" if separator == ", " else "; and"
+    return shown if len(items) <= most else f"{shown}{also} {len(items) - most:,} more"
 
 
 def dotted(place: Sequence[Any]) -> str:

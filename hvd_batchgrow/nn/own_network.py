@@ -19,6 +19,7 @@ from hvd_batchgrow.data.datasets.example import InputForm
 from hvd_batchgrow.data.tensor_tree import tensors_in
 from hvd_batchgrow.import_string import NotFound, describe_error, find_callable
 from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.messages.wording import listed
 from hvd_batchgrow.nn.checks.gradient_trial import gradient_fault
 from hvd_batchgrow.nn.checks.model_keys import single_sample_fault
 from hvd_batchgrow.nn.checks.module_kinds import kind_fault
@@ -33,7 +34,6 @@ from hvd_batchgrow.nn.state.forward_state import (
     ForwardState,
     StateFault,
     find_forward_state,
-    listed,
     save_with_state_dict,
 )
 from hvd_batchgrow.nn.state.saved_state import SavedState

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from hvd_batchgrow.messages.wording import shown
+from hvd_batchgrow.messages.wording import listed, shown
 from hvd_batchgrow.results.records import printable
 from hvd_batchgrow.results.run_files import RunFiles
 
@@ -35,8 +35,7 @@ def _confounds(first: RunFiles, second: RunFiles) -> Iterator[str]:
     changed = changed_keys(first.job, second.job)
     others = [key for key in changed if not key.startswith(_SCHEDULE)]
     if len(others) > (len(others) == len(changed)):  # a single key is the subject of the comparison
-        more = f" and {len(others) - _MOST_KEYS} more" if len(others) > _MOST_KEYS else ""
-        yield f"the jobs also differ in {', '.join(map(printable, others[:_MOST_KEYS]))}{more}"
+        yield f"the jobs also differ in {listed(others, _MOST_KEYS, text=printable)}"
 
 
 def changed_keys(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 
 import torch
 from crc32c import crc32c
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import CollectiveError, Ranks
 from hvd_batchgrow.messages.errors import ExitCode, RunError
+from hvd_batchgrow.messages.wording import listed
 
 _MOST_SHOWN = 8
 
@@ -44,9 +44,9 @@ def check_agreement(
     usual = Counter(rows).most_common(1)[0][0]
     odd = [rank for rank, row in enumerate(rows) if row != usual]
     error = RunError(
-        f"after {samples:,} samples the ranks hold different weights: rank {_listed(odd)} differs from rank "
-        f"{rows.index(usual)} in {_listed(differing)}. {consequence}. The cause may be a network that changes its "
-        "weights or buffers in its forward pass; `hvd-batchgrow verify` compares layouts"
+        f"after {samples:,} samples the ranks hold different weights: rank {listed(odd, _MOST_SHOWN)} differs from "
+        f"rank {rows.index(usual)} in {listed(differing, _MOST_SHOWN)}. {consequence}. The cause may be a network that "
+        "changes its weights or buffers in its forward pass; `hvd-batchgrow verify` compares layouts"
     )
     raise CollectiveError(error if ranks.rank == 0 else None, ExitCode.FAILURE)
 
@@ -54,8 +54,3 @@ def check_agreement(
 def _checksum(tensor: Tensor) -> int:
     values = tensor.detach().cpu().contiguous().reshape(-1)
     return int(crc32c(values.view(torch.uint8).numpy().data))
-
-
-def _listed(things: Sequence[object]) -> str:
-    shown = ", ".join(map(str, things[:_MOST_SHOWN]))
-    return shown if len(things) <= _MOST_SHOWN else f"{shown} and {len(things) - _MOST_SHOWN} more"

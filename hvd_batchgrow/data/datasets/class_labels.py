@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
+from hvd_batchgrow.messages.wording import listed
 
 Labels = NDArray[np.int64]
 Where = Callable[[int], str]
@@ -82,11 +83,10 @@ def check_range(labels: Labels, first: int, num_classes: int, where: Where, what
 
 
 def _refuse(labels: Labels, wrong: NDArray[np.bool_], fault: str, where: Where, what: str = "") -> None:
-    places = np.flatnonzero(wrong)
+    places = np.flatnonzero(wrong).tolist()
     verb = "is" if len(places) == 1 else "are"
-    shown = "; ".join(f"{where(int(k))} has {labels[k]}" for k in places[:_NUM_SHOWN])
-    more = f"; and {len(places) - _NUM_SHOWN:,} more" if len(places) > _NUM_SHOWN else ""
-    raise RunError(f"{len(places):,} of {len(labels):,}{what} labels {verb} {fault}: {shown}{more}")
+    shown = listed(places, _NUM_SHOWN, text=lambda k: f"{where(k)} has {labels[k]}", separator="; ")
+    raise RunError(f"{len(places):,} of {len(labels):,}{what} labels {verb} {fault}: {shown}")
 
 
 def _refuse_gaps(labels: Labels, num_classes: int, where: Where) -> None:

@@ -14,6 +14,7 @@ from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.tables.csv_dialect import CsvForm, csv_form, not_utf8, record_lines
 from hvd_batchgrow.data.tables.optional_packages import need
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
+from hvd_batchgrow.messages.wording import listed
 
 NUM_SHOWN = 10
 """Most cells, rows or columns of a kind that a message lists."""
@@ -280,7 +281,6 @@ def column_index(path: Path, names: Sequence[str], column: str | int, key: str) 
         return names.index(column)
     near = get_close_matches(column, names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
     count = f"{names.count(column)} columns" if column in names else "no column"
-    fault = f"{path} has {count} {column!r}; {hint}there are {', '.join(names[:20])}{more}"
+    fault = f"{path} has {count} {column!r}; {hint}there are {listed(names, 20)}"
     raise JobError([Fault(f"data.{key}", fault)])

@@ -17,6 +17,7 @@ from hvd_batchgrow.data.tables.checked_files import TableFile, check_file
 from hvd_batchgrow.data.tables.columns import NUM_SHOWN, RawTable, read_table
 from hvd_batchgrow.data.tables.csv_dialect import csv_form
 from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.messages.wording import listed
 
 Parts = Mapping[str, Sequence[TableFile]]
 """The files of `train` and `test`."""
@@ -175,13 +176,13 @@ def _check_known(file: TableFile, rows: NDArray[np.int64], texts: Texts, classes
     unknown = [k for k, word in enumerate(texts.words) if word not in set(classes)]
     wrong = np.flatnonzero(np.isin(texts.codes, unknown))
     if len(wrong):
-        first = wrong[:NUM_SHOWN]
+        first = wrong[:NUM_SHOWN].tolist()
         places = file.table.places(rows[first].tolist())
-        shown = "; ".join(f"{p}: {texts.words[texts.codes[k]]!r}" for p, k in zip(places, first.tolist(), strict=True))
-        more = f"; and {len(wrong) - NUM_SHOWN:,} more" if len(wrong) > NUM_SHOWN else ""
+        labels = [f"{p}: {texts.words[texts.codes[k]]!r}" for p, k in zip(places, first, strict=True)]
+        shown = listed([*labels, *wrong[NUM_SHOWN:]], NUM_SHOWN, separator="; ")
         known = ", ".join(classes[:NUM_SHOWN]) + (", …" if len(classes) > NUM_SHOWN else "")
         fault = f"{len(wrong):,} labels are not among the {len(classes)} of the training rows ({known})"
-        raise RunError(f"{file.table.path}: {fault}: {shown}{more}")
+        raise RunError(f"{file.table.path}: {fault}: {shown}")
 
 
 class Places:

@@ -20,6 +20,7 @@ from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.tables.columns import NUM_SHOWN
 from hvd_batchgrow.data.tables.rows import Encoding, Rows, known
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
+from hvd_batchgrow.messages.wording import listed
 
 _FEW_CLASSES = 32
 """Up to this number, text classes need no key, even if there are few rows."""
@@ -187,9 +188,9 @@ def _refuse_unknown(table: Table, parts: Mapping[str, Any], test: Ids | None) ->
         rows = np.arange(len(codes)) if test is None else test
         wrong = rows[(codes[rows] >= 0) & (known(parts[f"lookup_{column}"], codes[rows]) < 0)]
         if len(wrong):
-            shown = "; ".join(f"{table.places[part](k)}: {words[codes[k]]!r}" for k in wrong[:NUM_SHOWN].tolist())
-            more = f"; and {len(wrong) - NUM_SHOWN:,} more" if len(wrong) > NUM_SHOWN else ""
-            faults.append(f"column {str(table.arrays['names'][column])!r}: {shown}{more}")
+            places = [f"{table.places[part](k)}: {words[codes[k]]!r}" for k in wrong[:NUM_SHOWN].tolist()]
+            shown = listed([*places, *wrong[NUM_SHOWN:]], NUM_SHOWN, separator="; ")
+            faults.append(f"column {str(table.arrays['names'][column])!r}: {shown}")
     if faults:
         remedy = "data.unknown_category = 'ignore' encodes them as no category"
         raise RunError(f"test rows have categories that no training row has: {'; '.join(faults)}; {remedy}")

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.data.tensor_tree import Tree, num_rows
+from hvd_batchgrow.messages.wording import listed
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
-from hvd_batchgrow.nn.state.forward_state import listed, trial_loss
+from hvd_batchgrow.nn.state.forward_state import trial_loss
 from hvd_batchgrow.nn.state.saved_state import SavedState
 from hvd_batchgrow.nn.state.side_effect_free import alike, dry_run, kept_generators
 

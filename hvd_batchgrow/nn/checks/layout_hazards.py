@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.data.datasets.example import InputForm
 from hvd_batchgrow.data.tensor_tree import Tree, device_of
+from hvd_batchgrow.messages.wording import listed
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
 from hvd_batchgrow.nn.keyed_random import keyed_modules, set_sample_keys
-from hvd_batchgrow.nn.state.forward_state import listed
 from hvd_batchgrow.nn.state.side_effect_free import alike, cloned, dry_run, other_samples, trial_samples
 
 NUM_SAMPLES = 7

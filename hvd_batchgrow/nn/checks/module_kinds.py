@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from hvd_batchgrow.nn.state.forward_state import listed
+from hvd_batchgrow.messages.wording import listed
 
 _WRAPPERS = frozenset({"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"})
 """Names, not classes: only hvd_batchgrow/comm imports torch.distributed."""

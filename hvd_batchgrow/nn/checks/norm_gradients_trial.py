@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.data.tensor_tree import Tree, num_rows, tensors_in
+from hvd_batchgrow.messages.wording import listed
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
 from hvd_batchgrow.nn.keyed_random import keyed_modules, set_sample_keys
 from hvd_batchgrow.nn.norm_gradients import NormGradients
-from hvd_batchgrow.nn.state.forward_state import listed
 from hvd_batchgrow.nn.state.saved_state import SavedState
 from hvd_batchgrow.nn.state.side_effect_free import cloned, dry_run, kept_generators
 

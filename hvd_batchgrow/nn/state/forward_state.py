@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.data.tensor_tree import Tree, num_rows, tensors_in
+from hvd_batchgrow.messages.wording import listed
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm, ghost_norms
 from hvd_batchgrow.nn.keyed_random import KeyedModule, keyed_modules, set_sample_keys
 from hvd_batchgrow.nn.state.saved_state import Saved, SavedState, changed
@@ -71,12 +72,6 @@ class ForwardState:
             f"a forward pass changes attributes that are not buffers ({listed(self.attributes)}): each rank has its "
             "own, they depend on the rank/accumulation layout, and no checkpoint saves them; use register_buffer"
         )
-
-
-def listed(names: Sequence[str]) -> str:
-    """Return the first three names, and the number of further ones."""
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
 def find_forward_state(model: nn.Module, example: Tree) -> ForwardState:

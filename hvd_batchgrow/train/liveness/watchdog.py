@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from hvd_batchgrow.comm.launcher_env import RELAY_S
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.messages.errors import ExitCode
+from hvd_batchgrow.messages.wording import listed
 from hvd_batchgrow.storage.strict_json import dump_json
 from hvd_batchgrow.train.liveness.self_kill_timer import SelfKillTimer
 
@@ -229,11 +230,12 @@ class Watchdog:
             for rank, peer in self._silent()
         ]
         if silent:
-            return _joined(silent)
+            return listed(silent, _MOST_NAMED, separator="; ")
         stages = {rank: (peer.stage, peer.host) for rank, peer in self._peers.items()}
         stages[self._ranks.rank] = stage, socket.gethostname()
         busy = {rank: place for rank, place in stages.items() if place[0] not in {WAITING, IDLE}} or stages
-        return _joined([f"rank {rank} of {size} on {host} is {what}" for rank, (what, host) in sorted(busy.items())])
+        texts = [f"rank {rank} of {size} on {host} is {what}" for rank, (what, host) in sorted(busy.items())]
+        return listed(texts, _MOST_NAMED, separator="; ")
 
     def _silent(self) -> list[tuple[int, _PeerState]]:
         """Return the ranks that have not sent a message for 5 checks, or for 2.5 send intervals if that is longer."""
@@ -250,8 +252,3 @@ class Watchdog:
         timer.start()
         time.sleep(RELAY_S)
         self._ranks.abort(ExitCode.FAILURE)
-
-
-def _joined(ranks: Sequence[str]) -> str:
-    more = f"; and {len(ranks) - _MOST_NAMED} more ranks" if len(ranks) > _MOST_NAMED else ""
-    return "; ".join(ranks[:_MOST_NAMED]) + more
