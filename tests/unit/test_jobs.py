@@ -50,8 +50,6 @@ FASHION_LATE = Course(60_000, (6, 8, 10, 12), (5888 / 128) ** (1 / 3))
 # 10⁶ samples a phase: /128 = 7812.5, up, 64 too many; (10⁶ - 64)/256 = 3906, none too many; 10⁶/512 = 1953.1, up,
 # 448 too many; (10⁶ - 448)/1024 = 976.1, up, 896 too many; (10⁶ - 896)/2048 = 487.8, up.
 _ADABATCH_BATCHES, _ADABATCH_UPDATES = (128, 256, 512, 1024, 2048), (7813, 3906, 1954, 977, 488)
-# 128 grows to 640, 3200 and 16 000; N/10 = 6000 holds 46 times the 128 samples of two ranks: 5888.
-_FASHION_GROW = Row(FASHION, 0.1, 0.9, (128, 640, 3200, 5888), (1407, 375, 57, 20))
 
 ROWS = {
     # Smith et al. 2018 (arXiv 1711.00489), §5.1 and §5.2.
@@ -92,8 +90,10 @@ ROWS = {
     # /640 = 281.25, 375, 281.25, 187.5; /1280 = 140.6; /3200 = 56.25; /5888 = 40.8, 30.6, 20.4.
     "fashion_mnist_decay": Row(FASHION, 0.1, 0.9, (128,) * 4, (1407, 1875, 1406, 937)),
     "fashion_mnist_hybrid": Row(FASHION, 0.1, 0.9, (128, 640, 640, 640), (1407, 375, 282, 187)),
-    "fashion_mnist_grow": _FASHION_GROW,
-    "fashion_mnist_quickstart": _FASHION_GROW,
+    # 128 grows to 640, 3200 and 16 000; N/10 = 6000 holds 46 times the 128 samples of two ranks: 5888.
+    "fashion_mnist_grow": Row(FASHION, 0.1, 0.9, (128, 640, 3200, 5888), (1407, 375, 57, 20)),
+    # /2560 = 70.3, 46.9.
+    "fashion_mnist_quickstart": Row(FASHION, 0.1, 0.9, (128, 640, 2560, 2560), (1407, 375, 71, 47)),
     # 128 · 3.583 = 458.6 and 128 · 12.84 = 1643.3, in multiples of 128.
     "fashion_mnist_late": Row(FASHION_LATE, 0.1, 0.9, (128, 512, 1664, 5888), (2813, 235, 72, 21)),
     "fashion_mnist_grow_lr": Row(FASHION, 0.5, 0.9, (640, 3200, 5888, 5888), (282, 75, 31, 20)),

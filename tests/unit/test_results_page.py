@@ -55,7 +55,7 @@ def test_the_predicted_costs_of_growth_and_decay(row: str, machine: str, decay_r
 
 
 def test_the_gradients_of_the_quickstart() -> None:
-    updates = {"growth": 1859, "decay": 5625}
+    updates = {"growth": 1900, "decay": 5625}
     assert f"{updates['growth']:,} updates instead of\n{updates['decay']:,}" in PAGE
     megabytes = 246_394 * 4 / 1e6
     assert f"{megabytes:.2f} MB" in PAGE
