@@ -83,7 +83,7 @@ def markdown(table: Table, runs: Runs) -> str:
             if table.with_seconds:
                 cells.append(f"{statistics.median(account_of(run).training_s for run in found.values()):.0f}")
             if table.with_twins:
-                cells += _twin_cells(table, arm, runs) if arm.has_twin else [""] * 3
+                cells += _twin_cells(table, arm, runs) if arm.has_twin and name == arm.name else [""] * 3
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

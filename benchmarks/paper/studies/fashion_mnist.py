@@ -87,7 +87,12 @@ _table = partial(Table, study=CLAIMS, page=PAGE, margin=MARGIN)
 TABLES = (
     Table("ablation", ABLATION, PAGE, dataset="validation", margin=MARGIN, with_twins=True),
     Table("ablation_test", ABLATION, PAGE, margin=MARGIN, with_twins=True),
-    _table("momentum", names=("decay", "hybrid", "grow", "max_batch_2560", "late-twin", "late"), with_figures=True),
+    _table(
+        "momentum",
+        names=("decay", "hybrid", "grow", "max_batch_2560", "late-twin", "late"),
+        with_twins=True,
+        with_figures=True,
+    ),
     _table("nesterov", names=("nesterov_decay", "nesterov_hybrid", "nesterov_grow")),
     _table("no_momentum", names=("no_momentum_decay", "no_momentum_hybrid", "no_momentum_grow")),
     _table("adam", names=("adam-twin", "adam_hybrid", "adam", "adam_seesaw")),
