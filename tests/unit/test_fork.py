@@ -149,6 +149,12 @@ def test_a_fork_keeps_the_branches_that_count_towards_a_changed_budget() -> None
             ["--schedule.noise_factor", "5.0"],
             "is at sample 256, 1.20 updates of 80 into the phase that begins at 160: no update of this job starts",
         ),
+        # 96 samples are 3 updates of 32, but the run has made 2
+        (
+            ["--schedule.noise_factor", "2.0"],
+            "had trained batch 16, batch 48 from sample 160 up to sample 256, and this job would have trained "
+            "batch 16, batch 32 from sample 160: its updates could not be counted",
+        ),
     ],
 )
 def test_a_job_that_cannot_continue_from_the_checkpoint_is_refused(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.results.plan_file import read_plan
 from hvd_batchgrow.schedule.adaptive.decisions import Decision, decisions_text
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.trigger import trigger_of
@@ -28,6 +29,7 @@ _FIXED = frozenset(
     }
 )
 _RECORDS = ("metrics.jsonl", "consumed.jsonl")
+_KEEP = "Up to that sample, keep the batches and boundaries of the original run"
 
 
 @dataclass(frozen=True)
@@ -149,9 +151,26 @@ def _check(origin: Path, checkpoint: Checkpoint, plan: Plan, changed: Mapping[st
     if samples % group or done % phase.global_batch:
         raise RunError(
             f"{origin} is at sample {samples:,}, {done / phase.global_batch:.2f} updates of {phase.global_batch} into "
-            f"the phase that begins at {phase.start_samples:,}: no update of this job starts there. Up to that sample, "
-            "keep the batches and boundaries of the original run"
+            f"the phase that begins at {phase.start_samples:,}: no update of this job starts there. {_KEEP}"
         )
+    if plan.job.is_adaptive:  # its decisions up to here are kept
+        return
+    trained = [(phase["start_samples"], phase["global_batch"]) for phase in read_plan(origin)["phases"]]
+    planned = [(phase.start_samples, phase.global_batch) for phase in plan.schedule.phases]
+    if (before := _batches(trained, samples)) != (now := _batches(planned, samples)):
+        raise RunError(
+            f"{origin} had trained {before} up to sample {samples:,}, and this job would have trained {now}: its "
+            f"updates could not be counted. {_KEEP}"
+        )
+
+
+def _batches(phases: Sequence[tuple[int, int]], samples: int) -> str:
+    """Return the batches before a sample counter, of pairs of first sample and batch, in words."""
+    changed: list[tuple[int, int]] = []
+    for start, batch in phases:
+        if start < samples and (not changed or changed[-1][1] != batch):
+            changed.append((start, batch))
+    return ", ".join(f"batch {batch:,}" + (f" from sample {start:,}" if start else "") for start, batch in changed)
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
