@@ -44,5 +44,11 @@ class NeedsFile(Observer):
         raise FileNotFoundError("token.txt")
 
 
+class Misspelt(Observer):
+    """Has a method that no event would call."""
+
+    def on_evalution(self, event: Evaluation) -> None: ...
+
+
 def not_an_observer() -> dict[str, int]:
     return {}

@@ -64,6 +64,8 @@ class PlanBatchSampler(Sampler[list[int]]):
         self.plan, self.seed, self.rank, self.num_ranks, self.span = plan, seed, rank, num_ranks, span
         self.moved_by_scheduler = False
         """Whether only a scheduler moves `samples`; `PlanLR` sets it."""
+        self._read: tuple[int, int] | None = None
+        """First sample and end of the last iteration that was read to its end."""
         self.set_samples(start_samples)
 
     @property
@@ -74,6 +76,10 @@ class PlanBatchSampler(Sampler[list[int]]):
     def set_samples(self, samples: int) -> None:
         """Begin the next iteration at another sample counter. Raises ValueError if it is not an update boundary."""
         check_boundary(self.plan.schedule, samples)
+        self._samples, self._read = samples, None
+
+    def follow(self, samples: int) -> None:
+        """Set the counter after a step of the scheduler."""
         self._samples = samples
 
     @property
@@ -113,6 +119,8 @@ class PlanBatchSampler(Sampler[list[int]]):
                 )
 
     def __iter__(self) -> Iterator[list[int]]:
+        self._check_steps()
+        start = after = self._samples
         end = self._end()
         for update in self.updates():
             after = update.samples + update.phase.global_batch
@@ -120,6 +128,24 @@ class PlanBatchSampler(Sampler[list[int]]):
                 if after >= end and number == len(update.micro_batches) and not self.moved_by_scheduler:
                     self._samples = after  # before the yield: a loop that counts batches never asks for the end
                 yield part.ids.tolist()
+        self._read = (start, after)
+
+    def _check_steps(self) -> None:
+        """Check that the scheduler has counted the updates of an iteration that was read to its end.
+
+        A loader reads ahead, so a loop that ends an iteration early may have made fewer steps. One step is too few.
+
+        Raises:
+            ValueError: it was called once or not at all.
+        """
+        if not self.moved_by_scheduler or self._read is None:
+            return
+        first, last, now = map(self.plan.schedule.updates_at, (*self._read, self._samples))
+        if last - first > 2 and now - first <= 1:
+            raise ValueError(
+                f"the last iteration had {last - first} updates, but PlanLR.step() was called {now - first} times: "
+                "call it after each optimizer.step(), not once per epoch"
+            )
 
     def __len__(self) -> int:
         """Return the number of micro-batches from `samples` to the end of the span."""

@@ -90,6 +90,8 @@ class PlanLR(LRScheduler):
         self._step_count = 0  # as in the constructor: without torch's warning about the order of the calls
         self._move(samples)
         self._step_count = done + 1
+        if self._sampler:
+            self._sampler.set_samples(samples)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sample counter, under "samples"; all else follows from the plan."""
@@ -108,7 +110,7 @@ class PlanLR(LRScheduler):
             set_momentum(self.optimizer, self.phase)
         set_weight_decay(self.optimizer, self.phase, self._weight_decays)
         if self._sampler:
-            self._sampler.set_samples(samples)
+            self._sampler.follow(samples)
 
 
 def _has_momentum(optimizer: torch.optim.Optimizer, plan: Plan) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any
 
@@ -126,6 +127,10 @@ def _made(index: int, name: str) -> Observer:
         raise _refusal(
             index, f"{name}() must return an Observer of hvd_batchgrow.train.events; it returned {type(made).__name__}"
         )
+    events = [method for method in vars(Observer) if method.startswith("on_")]
+    for method in dir(made):
+        if method.startswith("on_") and method not in events and (near := get_close_matches(method, events, n=1)):
+            raise _refusal(index, f"{name} has the method {method}, which is not an event; did you mean {near[0]}?")
     return made
 
 

@@ -34,6 +34,7 @@ from hvd_batchgrow.schedule.validation.metric_checks import metric_faults
 from hvd_batchgrow.tasks.load_task import load_task
 from hvd_batchgrow.tasks.task import Task
 from hvd_batchgrow.train.liveness.watchdog import Heartbeat
+from hvd_batchgrow.train.task_trial import try_task
 from hvd_batchgrow.train.update.engine import UpdateEngine
 from hvd_batchgrow.train.update.forward import autocast, forward_of
 
@@ -80,6 +81,8 @@ class TrainingParts:
             lambda: _build_network(job, source, file, self.device)
         )
         self.task = ranks.run_on_all(lambda: _load_task(job, source))
+        form = source_form(source, job.task.target)
+        self.hazards += ranks.run_on_all(lambda: try_task(job, self.task, self.model, form, source))
         self.groups = ranks.run_on_all(lambda: _groups(job, self.model))
         self.optimizer = build_optimizer(self.model, job.optim)
         self.engine = UpdateEngine(

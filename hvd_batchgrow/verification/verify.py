@@ -21,12 +21,14 @@ from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.datasets.example import source_form
 from hvd_batchgrow.interrupt import uninterrupted
-from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError, RunError
+from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError, RunError, faults_of
 from hvd_batchgrow.messages.wording import counted
 from hvd_batchgrow.nn.build import build_model, forward_state, hazards
 from hvd_batchgrow.schedule.layout import form_layout
+from hvd_batchgrow.tasks.load_task import load_task
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_paths
 from hvd_batchgrow.train.run.setup import prepare_rank
+from hvd_batchgrow.train.task_trial import try_task
 from hvd_batchgrow.train.update.rounding_noise import NUM_REPEATS
 from hvd_batchgrow.verification.autograd_reference import PlainRun
 from hvd_batchgrow.verification.rounding_limits import Deviation, RoundingLimits, States, tensors_of
@@ -121,7 +123,9 @@ def find_hazards(job: Job, source: Datasets) -> tuple[list[str], list[str]]:
     form = source_form(source, job.task.target)
     model = build_model(job, form, source.num_classes)
     notes = forward_state(job, model, form).notes(job.model.name, exact=job.layout.exact)
-    return hazards(job, model, form), notes
+    with faults_of(job.name):
+        task = load_task(job.task, source.num_classes, source.schema)
+    return [*hazards(job, model, form), *try_task(job, task, model, form, source)], notes
 
 
 def verify(

@@ -11,7 +11,7 @@ from hvd_batchgrow.config import Job
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.messages.errors import JobError
 from hvd_batchgrow.schedule.plan import compile_plan
-from tests.helpers import NUM_TRAIN, job_tree, measured_tree
+from tests.helpers import NUM_TRAIN, job_tree, measured_job, measured_tree
 
 GROUP = 8
 """Ghost batch of the jobs, whose N is 300: N/10 is 24 in whole ghost batches."""
@@ -217,6 +217,14 @@ def job_with(section: str, **values: Any) -> Job:
 def test_what_is_rarely_meant_is_a_note_and_no_more(section: str, values: dict[str, Any], note: str) -> None:
     notes = compile_plan(job_with(section, **values), 1, NUM_TRAIN).notes
     assert [found[: len(note)] for found in notes] == [note]
+
+
+@pytest.mark.parametrize("validation", [0.0, 0.1])
+def test_weights_that_are_selected_on_the_test_set_are_a_note(validation: float) -> None:
+    data = {"validation_fraction": validation} if validation else {}
+    job = measured_job({"name": "plateau", "patience_epochs": 1.0, "restore_best": True}, data=data)
+    notes = [note for note in compile_plan(job, 1, NUM_TRAIN).notes if "restore_best" in note]
+    assert ["are no longer a test" in note for note in notes] == [True] * (not validation)
 
 
 @pytest.mark.parametrize(

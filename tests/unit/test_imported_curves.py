@@ -178,6 +178,14 @@ def test_a_users_own_curve_is_averaged_over_the_finer_parts(monkeypatch: pytest.
     assert [p.global_batch for p in made] == [128, *[256] * 50]
 
 
+def test_a_function_that_returns_learning_rates_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("my_schedule")
+    module.rates = lambda epoch: 0.1 * 0.5**epoch  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "my_schedule", module)
+    with pytest.raises(JobError, match=r"rates\(0\) is 0.1, the learning rate itself; it must return a multiple of it"):
+        make_plan(**{**COSINE, "lr_schedule": "my_schedule:rates"})
+
+
 def test_a_step_list_is_not_cut_at_the_limit() -> None:
     steps = [[30.0, 0.1], [60.0, 0.01]]
     made = make_plan(**{**COSINE, "lr_schedule": "steps", "lr_steps": steps}).schedule.phases

@@ -309,6 +309,22 @@ def test_a_scheduler_starts_where_its_sampler_does_without_a_warning_of_torch() 
     assert scheduler.samples == 272
 
 
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_scheduler_that_does_not_count_the_updates_is_noticed(steps: int) -> None:
+    sampler = PlanBatchSampler(small_plan(), SEED)
+    optimizer = sgd()
+    scheduler = PlanLR(optimizer, small_plan(), sampler)
+    num_updates = len(list(sampler.updates()))
+    assert len(list(sampler)) >= num_updates
+    for _ in range(steps):
+        optimizer.step()
+        scheduler.step()
+    with pytest.raises(ValueError, match=rf"had {num_updates} updates, but PlanLR.step\(\) was called {steps} times"):
+        next(iter(sampler))
+    sampler.set_samples(0)  # as a loop does that begins again
+    assert len(list(sampler)) >= num_updates
+
+
 def test_the_scheduler_counts_updates_not_epochs() -> None:
     with pytest.raises(ValueError, match="takes no epoch, got 3"):
         PlanLR(sgd(), small_plan()).step(3)

@@ -70,6 +70,7 @@ def test_a_missing_observer_is_reported_by_the_plan_and_before_training(
     [
         ("NeedsFile", r"NeedsFile\(\) failed: FileNotFoundError.*own_observers.py, line"),
         ("not_an_observer", "must return an Observer of hvd_batchgrow.train.events; it returned dict"),
+        ("Misspelt", "has the method on_evalution, which is not an event; did you mean on_evaluation?"),
     ],
 )
 def test_an_observer_that_cannot_be_created_is_an_error_before_training(

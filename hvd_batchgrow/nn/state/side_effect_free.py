@@ -66,7 +66,7 @@ def alike(ours: Tensor, theirs: Tensor) -> bool:
     """Return whether two tensors are equal up to rounding: some GPU kernels add in varying order."""
     if ours.shape != theirs.shape:
         return False
-    ours, theirs = ours.double(), theirs.double()
+    ours, theirs = ours.detach().double(), theirs.detach().double()
     scale = float(ours.nan_to_num().abs().max()) if ours.numel() else 0.0
     return torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3 * scale, equal_nan=True)
 

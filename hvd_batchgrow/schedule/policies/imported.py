@@ -75,6 +75,7 @@ class ImportSchedule(GrowthKeys, BatchPolicy):
             return max(1, min(-(-_STEPS_AT_LIMIT // self.num_phases), int(updates)))
 
         parts = imported_parts(self, num_parts)
+        _refuse_learning_rates(self.lr_schedule, start.lr)
         for before, part in itertools.pairwise(parts):
             if part.multiple > before.multiple:
                 rise = f"rises from {before.multiple:g} to {part.multiple:g} × lr at epoch {part.start_epoch:g}"
@@ -188,6 +189,13 @@ def cosine_mean(k: int, count: int) -> float:
     centre, half = math.pi * (2 * (count - k) - 1) / (2 * count), math.pi / (2 * count)
     series = math.fsum(-((-(half**2)) ** i) / math.factorial(2 * i + 1) for i in range(1, 13))
     return math.sin(centre / 2) ** 2 + math.cos(centre) * series / 2
+
+
+def _refuse_learning_rates(name: str, lr: float) -> None:
+    """Raise JobError if the user's function seems to return learning rates instead of multiples of the first one."""
+    if ":" in name and lr != 1 and math.isclose(_own_function(name)(0.0), lr):
+        fault = f"{name}(0) is {lr:g}, the learning rate itself; it must return a multiple of it, such as 1"
+        raise JobError([Fault("schedule.lr_schedule", f"{fault}: divide its result by optim.lr")])
 
 
 def _own_function(name: str) -> Callable[[float], float]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.optim import AdamSection, LarsSection
+from hvd_batchgrow.config.split import may_have_validation
 from hvd_batchgrow.messages.wording import counted
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.trigger import trigger_of
@@ -33,6 +34,7 @@ def unlikely_values(job: Job, num_samples: int, phases: Sequence[Phase]) -> list
         *_of_network(job),
         *_of_lengths(job, num_samples, phases[0].global_batch),
         *trigger_of(job).unlikely_values(),
+        *_of_selection(job),
     ]
 
 
@@ -78,6 +80,14 @@ def _of_network(job: Job) -> Iterator[str]:
         yield (
             f"model.shakedrop = {model.shakedrop:g} is the probability that a sample is perturbed in the last block; "
             f"for the paper's p_L = {model.shakedrop:g}: {1 - model.shakedrop:.4g}"
+        )
+
+
+def _of_selection(job: Job) -> Iterator[str]:
+    if job.trigger.restores_best and not may_have_validation(job.data):
+        yield (
+            "trigger.restore_best = true selects weights by results on the test set, so those at the end are no longer "
+            "a test: set data.validation_fraction, such as 0.1"
         )
 
 
