@@ -6,13 +6,14 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import isfinite
 
 from rich.progress import BarColumn, Progress, TaskID
 
 from hvd_batchgrow.comm.launcher_env import restarts_ranks
 from hvd_batchgrow.config.source_specs import ReportProgress
 from hvd_batchgrow.messages.errors import RunError
-from hvd_batchgrow.messages.wording import amount, counted
+from hvd_batchgrow.messages.wording import amount, counted, listed
 from hvd_batchgrow.observers.console import BAR, NOTE, AmountColumn, PlainConsole, description_column
 from hvd_batchgrow.observers.console_tables import print_plan
 from hvd_batchgrow.observers.live_display import LiveDisplay, can_draw
@@ -93,6 +94,9 @@ class ProgressDisplay(Observer):
         """Print a line for the evaluation."""
         line = evaluation_record(event)
         self.console.paragraph(evaluation_line(EvaluationLine.of(line), self._recent))
+        if event.is_finite and (unknown := [name for name, value in event.named().items() if not isfinite(value)]):
+            fault = "not a number: the task returned such a sum, or a count of 0"
+            self.console.paragraph(f"{event.dataset} {listed(unknown)} at sample {event.samples:,}: {fault}", NOTE)
         self._state.add(line)
         self._recent = RecentRecords()
         self._printed_at = self._clock()

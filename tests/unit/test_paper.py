@@ -17,9 +17,9 @@ from benchmarks.paper import training
 from benchmarks.paper.figures import study_figures
 from benchmarks.paper.kept_files import pack, unpack
 from benchmarks.paper.pages import replace_block, write_table
-from benchmarks.paper.studies import STUDIES, TABLES
+from benchmarks.paper.studies import STUDIES, TABLES, large_batch
 from benchmarks.paper.studies.study import Arm, Study, Table, keys
-from benchmarks.paper.tables import check_jobs, interval_text, markdown, read_runs
+from benchmarks.paper.tables import check_jobs, interval_text, markdown, read_runs, result_of
 from benchmarks.paper.training import STOPPED, Task, Trainer, tasks_of
 from hvd_batchgrow.config.types import Section
 from hvd_batchgrow.job_file import load_job, split_overrides
@@ -66,6 +66,15 @@ def test_each_arm_is_a_job_that_can_be_planned(study: Study) -> None:
 @pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
 def test_the_records_that_are_kept_are_of_the_jobs_of_today(study: Study) -> None:
     check_jobs(study, read_runs(study, ROOT / "docs/results"))
+
+
+def test_the_learning_rates_for_the_large_batch_are_the_best_of_the_trials() -> None:
+    table, runs = large_batch.TABLES[0], read_runs(large_batch.TUNING, ROOT / "docs/results")
+    assert len(runs) == len(large_batch.TUNING.arms)
+    for optimizer, chosen in (("nesterov", large_batch.NESTEROV), ("lars", large_batch.LARS)):
+        trials = [arm for arm in large_batch.TUNING.arms if arm.name.startswith(optimizer)]
+        best = max(trials, key=lambda arm: result_of(table, runs[arm.name, 0]))
+        assert best.changes == chosen
 
 
 def test_records_of_a_job_that_was_changed_later_are_refused(tmp_path: Path) -> None:

@@ -255,6 +255,15 @@ def test_the_twin_is_named_after_its_job() -> None:
     assert decay_twin(small_job(), NUM_TRAIN).name == "small-twin"
 
 
+def test_a_metric_that_is_not_a_number_is_named(tmp_path: Path) -> None:
+    shown, stream = display(terminal=False)
+    shown.on_start(started(tmp_path))
+    shown.on_evaluation(replace(evaluation(32), metrics={"top1": math.nan, "f1": 0.5}))
+    assert "test top1 at sample 32: not a number: the task returned such a sum, or a count of 0" in stream.getvalue()
+    shown.on_evaluation(evaluation(64))
+    assert stream.getvalue().count("not a number:") == 1
+
+
 def test_no_metric_may_have_the_name_of_another_value_of_a_line() -> None:
     """The names are written down where tasks and results are read, which import no trainer."""
     line, result = record_line(record(32)), evaluation_record(evaluation(32))

@@ -8,6 +8,7 @@ STUDIES = (
     fashion_mnist.ABLATION,
     fashion_mnist.CLAIMS,
     large_batch.TUNING,
+    large_batch.LARGE,
     tables.LETTER,
     tables.SHUTTLE,
     fonts.FONTS,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.paper.studies.fashion_mnist import PAGE
+from benchmarks.paper.studies.fashion_mnist import FIVE, MARGIN, PAGE, ghost_batch
 from benchmarks.paper.studies.study import QUIET, Arm, Study, Table, keys
 
 JOB = "benchmarks/paper/jobs/fashion_mnist_large.toml"
@@ -29,4 +29,24 @@ TUNING = Study(
 )
 """Six trials for each optimizer, chosen by the accuracy on the validation set."""
 
-TABLES = (Table("large_batch_tuning", TUNING, PAGE, dataset="validation"),)
+NESTEROV, LARS = nesterov("0.4"), lars("16")
+"""The learning rates with the highest accuracy in `TUNING`."""
+
+LARGE = Study(
+    "large_batch",
+    (
+        Arm("nesterov", JOB, NESTEROV),
+        Arm("lars", JOB, LARS),
+        *(Arm(f"ghost_{ghost}", JOB, NESTEROV | ghost_batch(ghost)) for ghost in (32, 128)),
+        Arm("one_ghost_batch", JOB, NESTEROV | ghost_batch(4096)),
+    ),
+    seeds=FIVE[:3],
+    changes=QUIET,
+)
+"""Batch norm over the whole batch, `one_ghost_batch`, is what torch does on one device."""
+
+TABLES = (
+    Table("large_batch_tuning", TUNING, PAGE, dataset="validation"),
+    Table("large_batch", LARGE, PAGE, ("nesterov", "lars"), margin=MARGIN, with_figures=True),
+    Table("ghost_batches", LARGE, PAGE, ("one_ghost_batch", "ghost_128", "nesterov", "ghost_32"), margin=MARGIN),
+)
