@@ -41,7 +41,7 @@ def word_faults(command: type, words: Sequence[str]) -> list[Fault]:
         if not word.startswith("--"):
             continue
         if (kind := options.get(name.replace("_", "-"))) is None:
-            fault = f"unknown option{_suggestion(name, options, takes_job)}"
+            fault = f"unknown option{_suggestion(name, value, options, takes_job)}"
             faults.append(Fault(name if name.isprintable() else shown(name), fault))
         elif kind is not bool and get_origin(kind) is not tuple and (equals or not value.startswith("--")):
             faults += _value_faults(name, kind, value)
@@ -66,11 +66,15 @@ def _value_faults(name: str, kind: Any, text: str) -> Iterator[Fault]:
         yield Fault(name, value_fault(error.errors(include_url=False)))
 
 
-def _suggestion(name: str, options: Mapping[str, Any], takes_job: bool) -> str:
+def _suggestion(name: str, value: str, options: Mapping[str, Any], takes_job: bool) -> str:
     word = name.lstrip("-").replace("-", "_")
     keys = [_OTHER_NAMES[word]] if word in _OTHER_NAMES else [key for key in job_keys() if key.endswith(f".{word}")]
-    near = [f"--{key}" for key in keys if takes_job] or difflib.get_close_matches(name, options, n=1)
-    if near:
+    passes_on = "--sbatch" in options  # sbatch has options of many names, so only a small typo is one of ours
+    similar = difflib.get_close_matches(name, options, n=1, cutoff=0.8 if passes_on else 0.6)
+    if near := [f"--{key}" for key in keys if takes_job] or similar:
         return f"; did you mean {' or '.join(near)}?"
+    if passes_on:
+        given = f"={value}" if value and not value.startswith("--") else ""
+        return f"; an option of sbatch: --sbatch {name.lstrip('-')}{given}"
     keys_too = ", and job-file keys such as --optim.lr" if takes_job else ""
     return f"; this command has {', '.join(options) or 'no options'}{keys_too}"

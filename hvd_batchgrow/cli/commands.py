@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from functools import reduce
 from importlib import import_module
 from operator import or_
@@ -18,7 +19,8 @@ from hvd_batchgrow import __version__
 from hvd_batchgrow.cli.argv_checks import word_faults
 from hvd_batchgrow.comm.launcher_env import environment_faults, is_first_process
 from hvd_batchgrow.job_file import split_overrides
-from hvd_batchgrow.messages.errors import UNNAMED, ExitCode, JobError, RunError, faults_of
+from hvd_batchgrow.messages.errors import UNNAMED, ExitCode, Fault, JobError, RunError, faults_of
+from hvd_batchgrow.messages.wording import shown
 
 _CLASSES = {
     "plan": "plan.PlanCommand",
@@ -67,15 +69,19 @@ def _class_of(name: str) -> type:
 
 def _parse(words: Sequence[str]) -> Any:
     """Return the command with its options. Raises JobError for invalid options, SystemExit after help or errors."""
-    shown = {**PARSER, "console_outputs": is_first_process(os.environ)}
-    if not words or words[0] not in _CLASSES:  # help, or the nearest command
+    settings = {**PARSER, "console_outputs": is_first_process(os.environ)}
+    if words and words[0] not in _CLASSES and not words[0].startswith("-"):
+        near = get_close_matches(words[0], _CLASSES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(_CLASSES)}"
+        raise JobError([Fault("", f"{shown(words[0])} is not a command; {hint}")], "command line")
+    if not words or words[0] not in _CLASSES:  # help, or which commands there are
         named: list[Any] = [Annotated[found, tyro.conf.subcommand(k)] for k, found in commands_by_name().items()]
-        return tyro.cli(reduce(or_, named), args=words, **shown)
+        return tyro.cli(reduce(or_, named), args=words, **settings)
     name, *rest = words
     command = _class_of(name)
     if faults := word_faults(command, rest):
         raise JobError(faults, "command line")
-    return tyro.cli(command, args=rest, **shown | {"prog": f"{PARSER['prog']} {name}", "description": None})
+    return tyro.cli(command, args=rest, **settings | {"prog": f"{PARSER['prog']} {name}", "description": None})
 
 
 def _write_any_text() -> None:

@@ -52,7 +52,7 @@ class AuditCommand:
     """Further run folders, each audited, and its sample order compared with the first's."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
-        """Print a table per run; return 1 if any sample was repeated, skipped or out of order."""
+        """Print a table per run; return 1 if a sample was repeated, skipped or out of order, or two runs differ."""
         from hvd_batchgrow.observers.console_tables import audit_table, print_table
         from hvd_batchgrow.observers.progress import work_progress
         from hvd_batchgrow.verification.audit import audit, compare_orders, read_consumed
@@ -63,6 +63,8 @@ class AuditCommand:
             audits = [audit(read_consumed(run), report) for run in (self.first, *self.others)]
         for result in audits:
             print_table(console, audit_table(result))
-        for other in audits[1:]:
-            console.print(compare_orders(audits[0].consumed, other.consumed), soft_wrap=True)
-        return ExitCode.DONE if all(result.passed for result in audits) else ExitCode.FAILURE
+        orders = [compare_orders(audits[0].consumed, other.consumed) for other in audits[1:]]
+        for _, line in orders:
+            console.print(line, soft_wrap=True)
+        passed = all(result.passed for result in audits) and all(is_same for is_same, _ in orders)
+        return ExitCode.DONE if passed else ExitCode.FAILURE

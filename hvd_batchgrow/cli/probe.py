@@ -40,5 +40,5 @@ class ProbeCommand(RanksCommand):
             probe_into(self.out, lambda: self.load(overrides), ranks, report, console.print, self.budget_s)
         job = self.words(overrides)
         words = ["hvd-batchgrow", "plan", *job, "--ranks", str(ranks.size), "--cost", str(self.out)]
-        console.print(f"written to {self.out}: {shlex.join(words)}", soft_wrap=True)
+        console.print(f"{self.out} is written. To use it: {shlex.join(words)}", soft_wrap=True)
         return ExitCode.DONE

@@ -86,7 +86,7 @@ class ShowCommand:
 def _heading(run: RunSummary) -> list[str]:
     percent = 100 * run.samples / run.end_samples
     return [
-        f"{run.name}: {run.state}" + (f" by {run.host}" if run.host else ""),
+        f"{run.name}: {run.state_text}" + (f" by {run.host}" if run.host else ""),
         f"epoch {run.epoch:.2f} of {run.epochs:.2f} ({percent:.1f} %), {run.updates:,} of {run.num_updates:,} updates",
         f"policy {run.policy}, batches {' → '.join(f'{batch:,}' for batch in run.batches)}",
         *([f"twin: {run.folder.parent / run.twin}"] if run.twin else []),
@@ -96,6 +96,8 @@ def _heading(run: RunSummary) -> list[str]:
 def _next_commands(run: RunSummary) -> list[str]:
     from hvd_batchgrow.results.run_summary import command, resume_command
 
+    if run.state == "failed":
+        return [f"to resume after the cause is fixed: {resume_command(run.folder)}"]
     if run.state == "stopped":
         return [f"to resume: {resume_command(run.folder)}"]
     if run.state == "finished":

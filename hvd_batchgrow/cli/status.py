@@ -11,6 +11,7 @@ import tyro
 
 from hvd_batchgrow.cli.common import refuse_overrides
 from hvd_batchgrow.messages.errors import ExitCode, RunError
+from hvd_batchgrow.messages.suggest import near_run
 from hvd_batchgrow.slurm.branch_ledger import job_ids
 from hvd_batchgrow.slurm.branch_status import SubmittedBranches, submitted_branches
 from hvd_batchgrow.slurm.chain import table_lines, trouble_lines
@@ -30,6 +31,8 @@ class StatusCommand:
         refuse_overrides(overrides)
         ledger, branches = read_ledger(self.folder), submitted_branches(self.folder)
         if ledger is None and not branches:
+            if not self.folder.is_dir():
+                raise RunError(f"{self.folder} is not a folder{near_run(self.folder)}")
             raise RunError(
                 f"{self.folder} holds no chain and no submitted branches: hvd-batchgrow submit makes them in runs/NAME"
             )

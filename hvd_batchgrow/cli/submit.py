@@ -30,6 +30,7 @@ from hvd_batchgrow.slurm.chain_jobs import make_chain_jobs, with_ranks_per_phase
 from hvd_batchgrow.slurm.ledger import DONE_BEFORE, Ledger, submitting
 from hvd_batchgrow.slurm.render import dry_commands, extra_options, overriding_variables
 from hvd_batchgrow.slurm.scheduler import NoSlurm, Slurm, run_command
+from hvd_batchgrow.slurm.time_limit import check_time_limit
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class ClusterOptions(JobCommand):
     gres: str | None = None
     """Resources per node, such as gpu:4."""
     time: str | None = None
-    """Time limit of each job of the chain, or of each branch; a job that reaches it is requeued and resumes."""
+    """Time limit of each job of the chain, or of each branch, such as 30 (minutes), 4:00:00 or 1-12 (days-hours); a job
+    that reaches it is requeued and resumes."""
     signal_delay_s: PositiveInt | None = None
     """Seconds before the time limit at which a job is signalled to save and stop."""
     sbatch: tuple[str, ...] = ()
@@ -78,7 +80,9 @@ class ClusterOptions(JobCommand):
     def site(self) -> Site:
         """Return the parts of the batch scripts that the command line decides."""
         program = (sys.executable, "-m", "hvd_batchgrow.cli")
-        return Site(find_template(self.template), program, self.site_options())
+        template, options = find_template(self.template), self.site_options()
+        check_time_limit(template, options)
+        return Site(template, program, options)
 
     def overriding(self) -> list[str]:
         """Return the variables of the environment that would override what the command line decides."""

@@ -17,7 +17,7 @@ from hvd_batchgrow.cli.common import RanksCommand, plan_with_costs, terminal, un
 from hvd_batchgrow.comm.launcher_env import is_elastic, restarts_ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.types import Margin, PositiveInt, Price, RunName
-from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError, RunError
+from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError, RunError, faults_of
 from hvd_batchgrow.schedule.twin import decay_twin
 from hvd_batchgrow.train.liveness.stop import StopRequest
 
@@ -120,7 +120,8 @@ class TrainCommand(RanksCommand):
         def load_checked() -> Job:
             job = load()
             if ranks.rank == 0:
-                check_observers(job.logging.observers)  # before the data is loaded
+                with faults_of(job.name):
+                    check_observers(job.logging.observers)  # before the data is loaded
             return job
 
         def attempt(options: RunOptions) -> RunEnded:

@@ -13,7 +13,7 @@ import tyro
 from hvd_batchgrow.cli.common import refuse_overrides, terminal
 from hvd_batchgrow.config.types import FiniteSeconds
 from hvd_batchgrow.messages.errors import ExitCode, RunError
-from hvd_batchgrow.messages.suggest import near_folder
+from hvd_batchgrow.messages.suggest import near_run
 
 if TYPE_CHECKING:  # the help of all commands does not need numpy
     from hvd_batchgrow.results.lock_watch import LockWatch
@@ -29,7 +29,7 @@ class WatchCommand:
     """Seconds between two progress lines in a pipe. None: the job's logging.line_every_s."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
-        """Watch until the run has finished; return 75 if it stopped before, and 130 after ctrl-C."""
+        """Watch until the run has finished; return 75 if it stopped before, 1 after its error, and 130 after ctrl-C."""
         from hvd_batchgrow.observers.watcher import Watcher
         from hvd_batchgrow.results.lock_watch import LockWatch
         from hvd_batchgrow.results.run_follower import RunFollower
@@ -37,7 +37,7 @@ class WatchCommand:
         refuse_overrides(overrides)
         follower, lock = RunFollower(self.folder), LockWatch(self.folder)
         if not self._may_be_run(lock):
-            raise RunError(f"{self.folder} does not hold a run{near_folder(self.folder)}")
+            raise RunError(f"{self.folder} does not hold a run{near_run(self.folder)}")
         before = signal.signal(signal.SIGINT, _interrupt_once)
         try:
             return Watcher(terminal(sys.stdout), follower, lock, self.line_every_s).run()

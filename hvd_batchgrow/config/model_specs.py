@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal
 
+from hvd_batchgrow.config.own_code import MODULE_NAME, is_module_name
 from hvd_batchgrow.config.registry import Registry
 from hvd_batchgrow.messages.errors import Fault
 
@@ -58,7 +59,7 @@ OWN = ModelSpec(
     keys=NORM_KEYS | {"kwargs"},
     accepts="both",
     build=None,
-    pattern=r"[A-Za-z_][\w.]*:[A-Za-z_]\w*",
+    pattern=MODULE_NAME,
     listing="your own module:name, or one of torchvision or timm",
 )
 _ELSEWHERE = {f"resnet{depth}": f"torchvision.models:resnet{depth}" for depth in (18, 34, 50, 101, 152)} | {
@@ -78,6 +79,7 @@ def read_name(name: str) -> tuple[ModelSpec, dict[str, int]]:
     Raises:
         ValueError: no network has this name; the message suggests the nearest names.
     """
+    is_module_name(name)  # raises ValueError for a file
     for spec in all_models():
         if found := re.fullmatch(spec.pattern or spec.name, name):
             numbers = {group: int(text) for group, text in found.groupdict().items()}

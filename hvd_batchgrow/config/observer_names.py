@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from difflib import get_close_matches
+
+from hvd_batchgrow.config.own_code import is_module_name
 
 SERVICES = {"mlflow": "MLflow", "wandb": "WeightsAndBiases"}
 """Names of the services, and their observer classes in `observers/NAME.py`. The extra NAME installs the packages."""
@@ -11,7 +12,7 @@ SERVICES = {"mlflow": "MLflow", "wandb": "WeightsAndBiases"}
 
 def check_observer(name: str) -> str:
     """Return the name. Raises ValueError if it is neither a service nor `module:name`; the message suggests one."""
-    if name in SERVICES or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
+    if name in SERVICES or is_module_name(name):
         return name
     if name.lower() == "tensorboard":
         raise ValueError(f"use logging.tensorboard for TensorBoard; observers are {_CHOICES}")

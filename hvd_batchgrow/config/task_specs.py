@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
 
+from hvd_batchgrow.config.own_code import is_module_name
 from hvd_batchgrow.config.registry import Registry
 
 Direction = Literal["up", "down"]
@@ -48,7 +48,7 @@ TASKS = Registry[TaskSpec]("hvd_batchgrow.tasks.kinds")
 
 def check_task(name: str) -> str:
     """Return the name. Raises ValueError if it is neither a task nor `module:name`; the message suggests one."""
-    if TASKS.get(name) or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
+    if TASKS.get(name) or is_module_name(name):
         return name
     near = get_close_matches(name, TASKS.names(), n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""

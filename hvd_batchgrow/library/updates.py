@@ -12,6 +12,7 @@ from torch import Tensor
 from hvd_batchgrow.data.datasets.dataset import Ids
 from hvd_batchgrow.data.order.stream import Stream, micro_batches_of_rank
 from hvd_batchgrow.job_file import parse_job
+from hvd_batchgrow.messages.wording import counted
 from hvd_batchgrow.nn.keyed_random import sample_keys
 from hvd_batchgrow.schedule.phases import Phase, Schedule
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
@@ -127,7 +128,7 @@ def check_ranks(plan: Plan, rank: int, num_ranks: int) -> None:
     """Raise ValueError if a plan is for another number of ranks, or there is no such rank."""
     if any(layout.ranks != num_ranks for layout in plan.layouts):
         hint = f"use plan_updates(…, num_ranks={num_ranks})"
-        raise ValueError(f"the plan is for {plan.peak_ranks} ranks, got {num_ranks}: {hint}")
+        raise ValueError(f"the plan is for {counted(plan.peak_ranks, 'rank')}, got {num_ranks}: {hint}")
     if not 0 <= rank < num_ranks:
         raise ValueError(f"rank = {rank} must be in 0 … {num_ranks - 1}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -43,7 +44,7 @@ def value_fault(alternatives: Sequence[ErrorDetails]) -> str:
     text = " or ".join([first, *(re.sub("^must (be )?", "", other) for other in others)])
     if alternatives[0]["type"] == "missing":
         return text
-    near = "".join(map(_nearest, alternatives))
+    near = "".join(map(_nearest, alternatives)) or _as_list(alternatives[0])
     return f"{text}, got {shown(alternatives[0]['input'])}{near}"
 
 
@@ -57,6 +58,12 @@ def _text(detail: ErrorDetails) -> str:
     for theirs, ours in _WORDS.items():
         text = re.sub(theirs, ours, text)
     return text
+
+
+def _as_list(detail: ErrorDetails) -> str:
+    """Return how a command line gives a list, for a text in place of one."""
+    given = detail["input"]
+    return f"; use '{json.dumps([given])}'" if detail["type"] == "tuple_type" and isinstance(given, str) else ""
 
 
 def _nearest(detail: ErrorDetails) -> str:

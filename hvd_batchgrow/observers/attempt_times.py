@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-from hvd_batchgrow.storage.atomic import write_atomically
-from hvd_batchgrow.storage.regular_files import read_regular
-from hvd_batchgrow.storage.strict_json import dump_json
 from hvd_batchgrow.train.events import BranchesCompared, BranchStarted, Evaluation, Observer, RunEnded, RunStarted
+from hvd_batchgrow.train.run.attempt_record import add_to_last_attempt
 
 
 class AttemptTimes(Observer):
@@ -67,17 +63,3 @@ class AttemptTimes(Observer):
         if self._branches_s:
             times["branches_s"] = self._branches_s
         add_to_last_attempt(self._path, times)
-
-
-def add_to_last_attempt(path: Path, values: dict[str, float]) -> None:
-    """Add values to the last entry of `attempts`. A record that is missing or damaged stays as it is.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    try:
-        record = json.loads(read_regular(path))
-        record["attempts"][-1].update(values)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return
-    write_atomically(path, (dump_json(record, indent=2) + "\n").encode())

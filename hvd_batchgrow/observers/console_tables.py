@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -70,7 +71,7 @@ def plan_table(plan: Plan) -> Table:
     table = number_table(
         f"{plan.job.name}: {samples}, ghost batch {plan.ghost_batch}, ranks: {plan.peak_ranks}",
         (
-            *("phase", "from\nepoch", "samples", "updates", "lr", "momentum", "batch", "wanted\nbatch"),
+            *("phase", "from\nepoch", "samples", "updates", "lr", "momentum", "batch", "requested\nbatch"),
             *("ranks × passes\n× micro-batch", "ghost\nbatches", "noise\nscale"),
         ),
     )
@@ -83,20 +84,20 @@ def plan_table(plan: Plan) -> Table:
             f"{phase.lr:.5g}",
             f"{phase.momentum:g}",
             f"{phase.global_batch:,}",
-            _wanted(phase),
+            _requested(phase),
             f"{layout.ranks} × {layout.accumulation} × {layout.micro_batch}{' uneven' * layout.uneven_ranks}",
             f"{phase.global_batch // plan.ghost_batch}",
             f"{plan.noise_scale(phase):.4g}",
         )
         table.add_row(*cells)
-    if not any(map(_wanted, plan.schedule.phases)):
-        remove_column(table, "wanted\nbatch")
+    if not any(map(_requested, plan.schedule.phases)):
+        remove_column(table, "requested\nbatch")
     table.caption = f"{plan.num_updates:,} updates, {plan.schedule.end_samples:,} samples{_warmup_text(plan)}"
     table.caption_justify = "left"
     return table
 
 
-def _wanted(phase: Phase) -> str:
+def _requested(phase: Phase) -> str:
     """Return the requested batch, if the plan rounds it to another; otherwise an empty cell."""
     return "" if abs(phase.wanted_batch - phase.global_batch) < 0.5 else f"{phase.wanted_batch:,.0f}"
 
@@ -183,7 +184,8 @@ def runs_table(runs: Sequence[RunSummary]) -> Table:
         values = ({run.metric: value} if value is not None else {} for value in (run.last, run.best))
         result, best = ("".join(metric_texts(value)) for value in values)
         table.add_row(
-            *(run.folder.name, run.state, run.policy, f"{run.epoch:.1f} / {run.epochs:.1f}"),
+            *(run.folder.name, shorten(run.state_text, 48, placeholder="…"), run.policy),
+            f"{run.epoch:.1f} / {run.epochs:.1f}",
             *(f"{run.updates:,} / {run.num_updates:,}", " → ".join(f"{end:,}" for end in _ends(run.batches))),
             *(result, best, short_time(run.training_s), run.twin or ""),
         )

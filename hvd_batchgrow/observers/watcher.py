@@ -58,7 +58,7 @@ class Watcher:
         """When the lock was last held; None: not held since the start of `watch`."""
 
     def run(self) -> ExitCode:
-        """Follow the run; return DONE if it finishes, and STOPPED if no process trains it any more."""
+        """Follow the run; return DONE if it finishes, FAILURE if an error ends it, and STOPPED if nothing trains it."""
         try:
             while True:
                 holder = self.lock.look()  # before the files, so that the last lines of the holder count
@@ -147,11 +147,14 @@ class Watcher:
         if holder.state == "silent":
             why = f"{holder.name} has not renewed its lock for {time_text(FRESH_S)}, so it was probably killed"
         where = f"epoch {view.epoch:.2f} of {view.plan.end_samples / view.plan.num_samples:.2f}"
-        self.console.paragraph(f"{self._name}: stopped at {where} ({100 * view.run_share:.1f} %): {why}")
+        error = self.follower.error()
+        state, why = ("failed", error) if error else ("stopped", why)
+        self.console.paragraph(f"{self._name}: {state} at {where} ({100 * view.run_share:.1f} %): {why}")
         if (self.follower.folder / "slurm").exists():
             self.console.paragraph(f"jobs of its chain: {command('status', self.follower.folder)}")
-        self.console.paragraph(f"to resume: {resume_command(self.follower.folder)}")
-        return ExitCode.STOPPED
+        when = " after the cause is fixed" if error else ""
+        self.console.paragraph(f"to resume{when}: {resume_command(self.follower.folder)}")
+        return ExitCode.FAILURE if error else ExitCode.STOPPED
 
     def _say(self, holder: Holder) -> None:
         """Print the state of the run if it has changed and no live view shows it."""

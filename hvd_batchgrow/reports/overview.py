@@ -168,7 +168,7 @@ def _run_row(run: ReportedRun, price: float | None) -> Mapping[str, Any]:
     what = "accuracy" if summary.metric == "top1" else text.clean(summary.metric, 40)
     return {
         "run": run.label,
-        "state": summary.state,
+        "state": text.clean(summary.state_text, 120),
         "policy": text.clean(summary.policy, 40),
         "seed": run.files.seed,
         "updates": summary.updates,

@@ -132,4 +132,5 @@ def _end(run: ReportedRun) -> _Event:
         return _Event(summary.samples, "finished", f"{summary.updates:,} of {summary.num_updates:,} updates")
     percent = 100 * summary.samples / summary.end_samples
     by = f", by {text.clean(summary.host, 80)}" if summary.host else ""
-    return _Event(summary.samples, f"{summary.state}{by}", f"at {percent:.1f} % of the plan")
+    error = f": {text.clean(summary.error, 300)}" if summary.error else ""
+    return _Event(summary.samples, f"{summary.state}{by}", f"at {percent:.1f} % of the plan{error}")

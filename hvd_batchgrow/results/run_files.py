@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.results.plan_file import read_plan
+from hvd_batchgrow.results.records import printable
 from hvd_batchgrow.schedule.job_model import job_model
 from hvd_batchgrow.storage.json_lines import Line, scan_json_lines
 from hvd_batchgrow.storage.regular_files import read_regular
@@ -173,6 +174,12 @@ def _numbers(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, f
             yield from _numbers(value, f"{prefix}{key}.")
         elif isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300:
             yield f"{prefix}{key}", float(value)
+
+
+def error_of(attempts: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return the first line of the error with which the last attempt ended; None: it has ended without one, or runs."""
+    error = attempts[-1].get("error") if attempts else None
+    return printable(error) if isinstance(error, str) else None
 
 
 def read_attempts(path: Path, faults: list[str]) -> tuple[Mapping[str, Any], ...]:

@@ -15,7 +15,7 @@ from hvd_batchgrow.results.live_state import LiveState
 from hvd_batchgrow.results.plan_file import read_plan
 from hvd_batchgrow.results.record_lines import EvaluationLine, TrainLine
 from hvd_batchgrow.results.records import printable
-from hvd_batchgrow.results.run_files import read_attempts
+from hvd_batchgrow.results.run_files import error_of, read_attempts
 from hvd_batchgrow.schedule.adaptive.decisions import read_decisions
 from hvd_batchgrow.storage.follow_json_lines import JsonLinesFollower
 
@@ -90,6 +90,10 @@ class RunFollower:
     def is_finished(self) -> bool:
         """Whether the records reach the end of the plan."""
         return self.state is not None and self.state.samples >= self.state.plan.end_samples
+
+    def error(self) -> str | None:
+        """Return the first line of the error with which the last attempt ended, if it did."""
+        return error_of(read_attempts(self.folder / "record.json", []))
 
     def _has_changed(self, name: str) -> bool:
         """Return whether a file has changed since the last call, or was removed."""

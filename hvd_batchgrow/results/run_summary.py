@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from hvd_batchgrow.config.task import TaskSection
 from hvd_batchgrow.config.task_specs import Direction
 from hvd_batchgrow.messages.errors import RunError
-from hvd_batchgrow.messages.suggest import near_folder
+from hvd_batchgrow.messages.suggest import near_run
 from hvd_batchgrow.messages.wording import metric_texts
 from hvd_batchgrow.results.records import NOT_METRICS, number, printable, task_name
-from hvd_batchgrow.results.run_files import RunFiles
+from hvd_batchgrow.results.run_files import RunFiles, error_of
 from hvd_batchgrow.storage.json_lines import Line
 from hvd_batchgrow.storage.regular_files import read_regular
 
-State = Literal["running", "finished", "stopped"]
+State = Literal["running", "finished", "failed", "stopped"]
 FRESH_S = 30.0
 """The holder of a run's lock renews its mark every 5 s; an older mark is that of a process that was killed."""
 
@@ -32,7 +33,10 @@ class RunSummary:
     name: str
     policy: str
     state: State
-    """running: a process holds the run's lock. finished: the plan has been trained to its end. stopped: neither."""
+    """running: a process holds the run's lock. finished: the plan has been trained to its end. failed: the
+    last attempt ended with an error. stopped: none of these."""
+    error: str | None
+    """First line of the error of a failed run."""
     host: str | None
     """Process and host that train a running run."""
     samples: int
@@ -63,6 +67,11 @@ class RunSummary:
     faults: tuple[str, ...] = ()
     """What could not be read."""
 
+    @property
+    def state_text(self) -> str:
+        """The state, with the error of a failed run."""
+        return f"{self.state}: {self.error}" if self.error else self.state
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
         return {**asdict(self), "folder": str(self.folder), "batches": list(self.batches)}
@@ -75,7 +84,7 @@ def find_runs(folder: Path) -> list[Path]:
         RunError: it does not exist, or contains no run.
     """
     if not folder.is_dir():
-        raise RunError(f"{folder} is not a folder{near_folder(folder)}")
+        raise RunError(f"{folder} is not a folder{near_run(folder, or_runs=True)}")
     if (folder / "plan.json").exists():
         return [folder]
     found = sorted(path.parent for path in folder.glob("*/plan.json"))
@@ -119,12 +128,14 @@ def summarize(run: RunFiles) -> RunSummary:
     during = [value for value, dataset in results if dataset == best_dataset]
     mark, is_fresh = read_mark(folder)
     holder = holder_of(mark) if mark and is_fresh else None
-    state: State = "running" if holder else "finished" if run.is_finished else "stopped"
+    error = None if holder or run.is_finished else error_of(run.attempts)
+    state: State = "running" if holder else "finished" if run.is_finished else "failed" if error else "stopped"
     return RunSummary(
         folder=folder,
         name=printable(run.name),
         policy=printable(run.job["schedule"]["policy"]),
         state=state,
+        error=error,
         host=holder,
         samples=run.samples,
         end_samples=plan["end_samples"],
@@ -147,7 +158,17 @@ def summarize(run: RunFiles) -> RunSummary:
 
 def main_metric(run: RunFiles) -> tuple[str, Direction | None]:
     """Return the first metric of a run's task or, without one, "loss"; and how it improves, None if that is unknown."""
-    return metric_of_job(run.job, run.evaluations)
+    metric, direction = metric_of_job(run.job, run.evaluations)
+    return metric, direction or _described_directions(run.folder).get(metric)
+
+
+def _described_directions(folder: Path) -> dict[str, Direction]:
+    """Return the directions in model.json, which has those of a custom task; nothing if it cannot be read."""
+    try:
+        metrics = json.loads(read_regular(folder / "model.json"))["task"]["metrics"]
+        return {name: direction for name, direction in metrics.items() if direction in get_args(Direction)}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return {}
 
 
 def metric_of_job(job: Mapping[str, Any], evaluations: Sequence[Line]) -> tuple[str, Direction | None]:

@@ -31,7 +31,7 @@ def check_batch_steps(text: str) -> str:
     """Return the text. Raises ValueError if a part of it is wrong."""
     if (fault := _fault(text)) is None:
         return text
-    raise ValueError(f"{fault}; write pairs such as {_EXAMPLE!r}")
+    raise ValueError(f"{fault}; example: {_EXAMPLE!r}")
 
 
 def _count(text: str) -> int | None:
@@ -48,9 +48,8 @@ def _fault(text: str) -> str | None:
         if not colon:
             return f"{shown(pair)} is not a pair SAMPLES:BATCH"
         if _count(samples) is None:
-            kinds = "K, M, B or T for 10³, 10⁶, 10⁹ or 10¹²"
-            fault = f"{shown(samples)} is not a number of samples below 10¹⁸, or of tokens"
-            return f"{fault}: write a whole number, or one with {kinds}"
+            near = f"; did you mean {samples.upper()}?" if _count(samples.upper()) is not None else ";"
+            return f"{shown(samples)} is not a whole count of samples or tokens below 10¹⁸{near} suffixes: K, M, B, T"
         if not re.fullmatch("[0-9]{1,18}", batch):
             return f"{shown(batch)} is not a batch: write whole samples without a suffix"
     if not pairs or _count(pairs[0].partition(":")[0]) != 0:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.optim import AdamSection, OptimBase
 from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.messages.wording import counted
 from hvd_batchgrow.schedule.phases import Phase, Schedule
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.policies.steps import StepsSchedule
@@ -125,7 +126,7 @@ def branch_request(
     wanted = max(-(-point.num_samples // 2), DEFAULT_BLOCKS * block) if samples is None else samples
     num_blocks = -(-wanted // block)
     if num_blocks < LEAST_BLOCKS:
-        fault = f"{wanted:,} are {num_blocks} blocks of {block:,} samples, too few for an interval"
+        fault = f"{wanted:,} make {counted(num_blocks, 'block')} of {block:,} samples, too few for an interval"
         remedy = f"use >= {LEAST_BLOCKS * block:,}, or smaller factors"
         raise JobError([Fault("--samples", f"{fault}; {remedy}")], "command line")
     return BranchRequest(tuple(sorted(factors)), lr_rule or point.default_lr_rule, block, num_blocks * block)

@@ -35,7 +35,7 @@ def _batch(plan: Plan, before: Phase, after: Phase) -> str:
     if abs(after.wanted_batch - after.global_batch) > 0.5:
         follows_rule = plan.job.schedule.rule != "none"
         lr = "lr follows lr_rule" if follows_rule else "lr makes up for it"
-        text += f" (wanted {after.wanted_batch:,.6g}, formed {after.global_batch:,}: {lr})"
+        text += f" (requested {after.wanted_batch:,.6g}, formed {after.global_batch:,}: {lr})"
     return text
 
 

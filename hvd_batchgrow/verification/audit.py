@@ -170,8 +170,8 @@ def audit(consumed: Consumed, report: ReportProgress) -> Audit:
     return Audit(consumed, wrong, tuple(counts))
 
 
-def compare_orders(first: Consumed, second: Consumed) -> str:
-    """Return one line that says whether two runs used the same samples in the same order, whatever their batches.
+def compare_orders(first: Consumed, second: Consumed) -> tuple[bool, str]:
+    """Return whether two runs used the same samples in the same order, whatever their batches, and a line that says so.
 
     The digest of several updates is the sum of their digests. The sums of both runs are compared between the
     sample counters at which both runs finished an update, except where one of them has a gap.
@@ -185,11 +185,11 @@ def compare_orders(first: Consumed, second: Consumed) -> str:
     runs = f"{first.run} and {second.run}"
     if len(different):
         k = different[0]
-        return f"{runs}: different samples between {common[k]:,} and {common[k + 1]:,}"
+        return False, f"{runs}: different samples between {common[k]:,} and {common[k + 1]:,}"
     counts = f"compared at {int(is_known.sum()):,} counts"
     lost = int(np.diff(common)[~is_known].sum())
     counts += f", except for {lost:,} samples that were not recorded" if lost else ""
-    return f"{runs}: the same samples in the same order up to {common[-1]:,}, {counts}"
+    return True, f"{runs}: the same samples in the same order up to {common[-1]:,}, {counts}"
 
 
 def _segments(end: int, num_samples: int) -> Iterator[tuple[int, int]]:

@@ -41,10 +41,11 @@ def final_weights(run: Path) -> Weights:
     Raises:
         RunError: the folder holds no good checkpoint.
     """
+    end_samples = read_plan(run)["end_samples"]
     checkpoint, skipped = newest_good(run / "checkpoints")
     if checkpoint is None:
         raise RunError(f"{run} holds no checkpoint")
-    is_final = checkpoint.samples >= read_plan(run)["end_samples"]
+    is_final = checkpoint.samples >= end_samples
     tensors = {name: value for name, value in checkpoint.model.items() if not is_extra_state(name)}
     return Weights(run, checkpoint.samples, is_final, tensors, tree_digest(checkpoint.model), tuple(skipped))
 

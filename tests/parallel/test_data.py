@@ -62,7 +62,7 @@ def test_replacements_are_the_same_on_any_ranks_and_in_the_record(
             assert result.passed
             assert [(e.missing, e.repeated) for e in result.epochs[:2]] == [(2, 2), (2, 2)]
         assert runs[0].replaced == runs[1].replaced
-        assert "the same samples in the same order" in compare_orders(*runs)
+        assert "the same samples in the same order" in compare_orders(*runs)[1]
 
 
 def test_a_bad_sample_ends_the_run_unless_the_job_replaces_it(tmp_path: Path) -> None:

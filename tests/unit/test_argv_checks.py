@@ -55,6 +55,8 @@ from hvd_batchgrow.comm.launcher_env import environment_faults
             ["submit", "a", "--ranks-per-node", f"{10**30}", "--sbatch", "x=y", "z"],
             [f"--ranks-per-node: must be at most 1048576, got '{10**30}'; nearest: 1048576"],
         ),
+        (["pla", "job.toml"], ["'pla' is not a command; did you mean plan?"]),
+        (["trian", "--optim.lr", "1"], ["'trian' is not a command; did you mean train?"]),
         (["probe", "a", "--budget-s", "inf"], ["--budget-s: must be at most 86400, got 'inf'; nearest: 86400.0"]),
     ],
 )
@@ -70,7 +72,6 @@ def test_unknown_options_and_invalid_values(
     ("words", "message"),
     [
         ([], "Expected one of {plan, probe,"),
-        (["trian"], "Unrecognized options: trian"),
         (["plan"], "The job file"),
         (["plan", "a", "b"], "Unrecognized options: b"),
         (["train", "a", "--max-updates"], "Missing value for argument '--max-updates'"),

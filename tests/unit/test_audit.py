@@ -128,9 +128,24 @@ def test_runs_of_other_batches_are_compared_where_their_counters_meet(tmp_path: 
             write_run(tmp_path / "c", (8, 7), swap=(9, 10)),
         )
     )
-    assert compare_orders(first, second).endswith("the same samples in the same order up to 15, compared at 2 counts")
-    assert compare_orders(first, other).endswith("the same order up to 15, compared at 2 counts") is False
-    assert compare_orders(first, other).endswith("different samples between 8 and 15")
+    is_same, line = compare_orders(first, second)
+    assert is_same
+    assert line.endswith("the same samples in the same order up to 15, compared at 2 counts")
+    is_same, line = compare_orders(first, other)
+    assert not is_same
+    assert line.endswith("different samples between 8 and 15")
+
+
+def test_audit_fails_if_runs_used_other_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, same = write_run(tmp_path / "a"), write_run(tmp_path / "b", (8, 5, 2, 8))
+    assert main(["audit", str(first), str(same)]) == 0
+    other, ids = write_run(tmp_path / "c", seed=4), Stream(N, 4).ids(0, 23)
+    for k, (start, end) in enumerate(pairwise(np.cumsum([0, *BATCHES]))):
+        change_line(other, k, digest=f"{digest(np.arange(start, end), ids[start:end]):016x}")
+    assert main(["audit", str(other)]) == 0
+    capsys.readouterr()
+    assert main(["audit", str(first), str(other)]) == 1
+    assert "different samples between 0 and" in capsys.readouterr().out
 
 
 # --- real runs ---------------------------------------------------------------------------------------

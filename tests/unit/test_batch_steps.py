@@ -36,13 +36,14 @@ def test_suffixes_are_thousands_millions_and_billions_of_samples(text: str, pair
     [
         (
             "0:768 250k:1536",
-            r"'250k' is not a number of samples .*K, M, B or T .*; write pairs such as '0:768 250K:1536'",
+            r"'250k' is not a whole count of samples or tokens below 10¹⁸; did you mean 250K\? "
+            r"suffixes: K, M, B, T; example: '0:768 250K:1536'$",
         ),
-        ("0:768 250KB:1536", r"'250KB' is not a number of samples"),
-        ("0:768 1.2345K:1536", r"'1.2345K' is not .*a whole number"),
-        ("0:768 2.5:1536", r"'2.5' is not a number of samples"),
-        ("0:768 -5:1536", r"'-5' is not a number of samples"),
-        ("0:768 9000000000B:1536", r"'9000000000B' is not a number of samples below 10¹⁸"),
+        ("0:768 250KB:1536", r"'250KB' is not a whole count of samples or tokens below 10¹⁸; suffixes: K, M, B, T;"),
+        ("0:768 1.2345K:1536", r"'1.2345K' is not a whole count"),
+        ("0:768 2.5:1536", r"'2.5' is not a whole count of samples"),
+        ("0:768 -5:1536", r"'-5' is not a whole count of samples"),
+        ("0:768 9000000000B:1536", r"'9000000000B' is not a whole count of samples or tokens below 10¹⁸;"),
         ("0:1K 250K:2K", r"'1K' is not a batch: write whole samples without a suffix"),
         ("0:768 250K", r"'250K' is not a pair SAMPLES:BATCH"),
         ("5K:768 250K:1536", r"the first from sample 0"),
@@ -109,5 +110,5 @@ def test_a_bad_suffix_is_a_fault_of_its_key(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "job.toml").write_text(tomli_w.dumps(tree))
     assert main(["plan", str(tmp_path / "job.toml")]) == 2
     error = capsys.readouterr().err
-    assert "schedule.batch_steps: '0.2k' is not a number of samples" in error
-    assert "such as '0:768 250K:1536', got '0:16 0.2k:32'" in error
+    assert "schedule.batch_steps: '0.2k' is not a whole count of samples" in error
+    assert "example: '0:768 250K:1536', got '0:16 0.2k:32'" in error

@@ -88,7 +88,7 @@ def test_all_branches_train_on_the_same_samples_and_leave_the_run_alone(
         assert result.passed
         assert one.bounds[one.bounds >= 160].tolist() == list(range(160, 3233, 48 * factor))
     for other in consumed[1:]:
-        assert "the same samples in the same order up to 3,232" in compare_orders(consumed[0], other)
+        assert "the same samples in the same order up to 3,232" in compare_orders(consumed[0], other)[1]
     original = {path.relative_to(trained): path.read_bytes() for path in (trained / RUN).rglob("*") if path.is_file()}
     assert all((branched / path).read_bytes() == content for path, content in original.items())
     assert audit(read_consumed(RUN), lambda *_: None).passed
@@ -260,7 +260,7 @@ def test_the_cost_of_a_run_without_step_times_is_unknown(here: Path, capsys: pyt
         (["--at", "688"], "no checkpoint at sample 688 before its end"),
         (["--at", "160", "--factors", "2,4"], "--factors: must be different whole numbers >= 1 with 1"),
         (["--at", "160", "--factors", "1,two"], "--factors: must be whole numbers such as 1,2,4,8, got '1,two'"),
-        (["--at", "160", "--samples", "100"], "--samples: 100 are 1 blocks of 384 samples, too few for an interval"),
+        (["--at", "160", "--samples", "100"], "--samples: 100 make 1 block of 384 samples, too few for an interval"),
         (["--at", "160", "--dry-run", "--ranks", "5"], "5 ranks × 1.20 ghost batches of 8; nearest: 40, 80"),
         (["--at", "304"], "--factors: 4 · 96: 384 must be below N = 300"),
         (["--ranks", "2"], "--ranks: is for --dry-run"),

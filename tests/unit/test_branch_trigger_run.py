@@ -99,7 +99,7 @@ def test_the_command_branch_refuses_what_another_batch_has_trained(
     words = ["branch", str(RUN), "--at", "304", "--factors", "1,2", "--samples", "512"]
     # At sample 304 the batch has grown: 2 branches of 16 blocks of 64 samples are others than those of the trigger.
     assert main(words) == 2
-    assert "512 are 8 blocks of 64 samples, too few" in capsys.readouterr().err
+    assert "512 make 8 blocks of 64 samples, too few" in capsys.readouterr().err
 
 
 def test_a_fork_and_an_overwrite_begin_without_branches(here: Path) -> None:

@@ -167,7 +167,7 @@ def test_factors_without_1_or_repeated_are_refused(factors: tuple[int, ...]) -> 
 
 
 def test_too_few_samples_are_refused_with_the_smallest_number() -> None:
-    with pytest.raises(JobError, match=r"--samples: 900 are 10 blocks of 96 samples, too few .* use >= 1,536"):
+    with pytest.raises(JobError, match=r"--samples: 900 make 10 blocks of 96 samples, too few .* use >= 1,536"):
         branch_request(at(160), (1, 2), 900, None)
 
 

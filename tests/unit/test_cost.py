@@ -218,7 +218,9 @@ def test_a_model_that_misses_its_own_measurements_is_said() -> None:
     disturbed = part.model_copy(update={"updates": (slow, *part.updates[1:])})
     _, cost = plan_and_cost(small_job(), 1, disturbed)
     assert len(cost.notes) == 1
-    assert re.match(r"the model misses an update measured on 1 ranks by \d\d %: probe again", cost.notes[0])
+    assert re.match(
+        r"the predicted time of an update differs from the measured one by \d\d % \(1 rank\): run", cost.notes[0]
+    )
 
 
 def test_one_rank_alone_does_not_price_two() -> None:

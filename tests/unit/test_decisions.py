@@ -134,7 +134,7 @@ def test_adams_set_comes_on_top_of_decisions_as_of_other_growth() -> None:
 
 def test_a_decision_describes_what_it_does() -> None:
     decision = formed(measured_job(TRIGGER), BatchRequest("B_simple = 57", batch=57.0))
-    assert decision.describe() == "batch 16 → 64 (57 wanted), lr 0.05 → 0.05614: B_simple = 57"
+    assert decision.describe() == "batch 16 → 64 (57 requested), lr 0.05 → 0.05614: B_simple = 57"
     report = decision_at(160, restore_samples=1000).describe()
     assert report == "batch 16 → 48, weights as at sample 1,000: planted"
 
@@ -149,6 +149,7 @@ def test_decisions_go_through_their_file(tmp_path: Path) -> None:
     for source in (None, "runs/a b/decisions.jsonl"):
         path.write_bytes(decisions_text(source, [first, second]))
         assert read_decisions(path) == (source, (first, second))
+        assert read_decisions(tmp_path) == (source, (first, second))  # the run's folder
     path.write_bytes(b"")
     assert read_decisions(path) == (None, ())
 
@@ -498,7 +499,7 @@ def test_what_can_is_not(ranks: int, trigger: dict[str, Any], sections: dict[str
 # --- AdaScale ---------------------------------------------------------------------------------
 
 
-def test_a_scaled_batch_that_is_rounded_says_what_was_wanted() -> None:
+def test_a_scaled_batch_that_is_rounded_says_what_was_requested() -> None:
     """1.7 · 16 = 27.2 samples are 1.7 units of 16, so 32 are formed. The defect: the plan did not show that."""
     job = measured_job({"name": "adascale"}, schedule={"batch_scale": 1.7})
     first = compile_plan(job, 1, N).schedule.phases[0]

@@ -197,6 +197,8 @@ def test_no_silent_restart(stopped: Path, capsys: pytest.CaptureFixture[str]) ->
         num_bad = message.count("cut short")
         assert num_bad == len(checkpoint_paths(stopped / "checkpoints"))
     shutil.rmtree(stopped / "checkpoints")
+    assert train("--name", "smal", "--resume", "auto", "--max-updates", "1") == 75
+    assert "runs/smal does not exist yet: the run starts from the beginning" in capsys.readouterr().err
     assert train("--resume", "auto", "--max-updates", "1") == 75
     assert (
         "runs/small/checkpoints holds no checkpoint yet: the run starts from the beginning" in capsys.readouterr().err

@@ -170,12 +170,13 @@ def test_by_update_reports_micro_batches_that_were_not_taken_or_are_missing() ->
         ({"start_samples": 400}, "sample counter 400 is outside the run: 0 … 335"),
         ({"rank": 2, "num_ranks": 2}, "rank = 2 must be in 0 … 1"),
         ({"num_ranks": 4}, "the plan is for 2 ranks, got 4"),
+        ({"plan": small_plan(1)}, "the plan is for 1 rank, got 2"),
         ({"span": "year"}, 'span = \'year\' must be "epoch", "phase" or "run"'),
     ],
 )
 def test_impossible_arguments_are_errors(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        PlanBatchSampler(small_plan(2), SEED, **{"num_ranks": 2, **options})
+        PlanBatchSampler(options.pop("plan", small_plan(2)), SEED, **{"num_ranks": 2, **options})
 
 
 def test_unequal_micro_batches_are_an_error_because_loops_average_their_losses() -> None:

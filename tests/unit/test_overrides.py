@@ -153,7 +153,7 @@ def test_the_command_that_probe_prints_plans_the_probed_job(job: str, capsys: py
     given += ["--schedule.boundaries-epochs", "[0.5, 1]"]
     assert main(["probe", "my job.toml", *given, "--out", "P 1.json", "--budget-s", "0.01"]) == 0
     line = capsys.readouterr().err.splitlines()[-1]
-    program, *words = shlex.split(line.partition("written to P 1.json: ")[2])
+    program, *words = shlex.split(line.partition("P 1.json is written. To use it: ")[2])
     assert program == "hvd-batchgrow"
     assert main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

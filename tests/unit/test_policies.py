@@ -282,7 +282,7 @@ def test_warm_up_depends_on_samples_alone() -> None:
         ({"policy": "grow", "epochs": 9.0, "global_batch": 128, "lr_scale": 50.0}, r"max_batch: is not set, and from epoch 0 the batch would be 6400, above N/10 = 5000"),
         ({"policy": "decay", **BOUNDARIES, "lr_scale": 1000.0}, r"schedule.lr_scale: enlarges the batch of 128 to 128000, above N/10 = 5000"),
         ({"policy": "decay", **BOUNDARIES, "raise_momentum_to": 0.999}, r"schedule.raise_momentum_to: enlarges the batch of 128 to 12800"),
-        ({"policy": "grow", **BOUNDARIES, "noise_factor": [2.0, 3.0]}, r"schedule.noise_factor: 2 factors for 3 boundaries"),
+        ({"policy": "grow", **BOUNDARIES, "noise_factor": [2.0, 3.0]}, r"schedule.noise_factor: 2 factors, and boundaries_epochs has 3 epochs"),
         ({"policy": "grow", **BOUNDARIES, "momenta": []}, r"schedule.momenta: needs one for each of the 4 phases"),
         ({"policy": "grow", **BOUNDARIES, "momenta": [0.8, 0.9]}, r"schedule.momenta: needs one for each of the 4 phases, the first 0.9"),
         ({"policy": "grow", **BOUNDARIES, "global_batch": 50_016}, r"global_batch: 50016 must be below N = 50000"),
@@ -471,7 +471,7 @@ def test_transitions_say_what_happens_to_momentum_norm_and_decay() -> None:
     schedule = {**BOUNDARIES, "boundaries_epochs": [60.0], "momenta": [0.9, 0.95]}
     (line,) = describe_transitions(make_plan(optim=optim, policy="grow", max_batch=640, **schedule))
     # 128 · 5 · 2 = 1 280 wanted; weight decay per epoch λ ε N/(B (1-m)) = λ g
-    assert "batch × 5 (wanted 1,280, formed 640: lr makes up for it); lr ÷ 2;" in line
+    assert "batch × 5 (requested 1,280, formed 640: lr makes up for it); lr ÷ 2;" in line
     assert "momentum 0.9 → 0.95, buffer × 2;" in line
     assert "BN memory 320 samples = 2.5 → 0.5 updates" in line
     assert "weight decay per epoch 0.195 → 0.0391" in line

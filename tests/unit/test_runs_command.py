@@ -12,6 +12,7 @@ import pytest
 import tomli_w
 
 from hvd_batchgrow.cli import main
+from hvd_batchgrow.messages.suggest import near_folder
 from hvd_batchgrow.results.run_summary import read_summary
 from tests.helpers import NUM_TRAIN, job_tree, small_source, write_idx_folder
 
@@ -78,6 +79,49 @@ def test_a_run_is_running_while_its_lock_is_renewed(stopped: Path) -> None:
     assert read_summary(stopped).state == "stopped"
 
 
+def test_a_run_that_ends_with_an_error_is_failed(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "job.toml", "--name", "bad", "--optim.lr", "1e20"]) == 1
+    (attempt,) = json.loads(Path("runs/bad/record.json").read_text())["attempts"]
+    error = attempt["error"]
+    assert error.startswith("update ")
+    assert error.endswith(" is not finite")
+    assert "\n" not in error
+    found = read_summary(Path("runs/bad"))
+    assert (found.state, found.error) == ("failed", error)
+    text = printed(capsys, "show", "runs/bad")
+    assert f"bad: failed: {error}\n" in text
+    assert "to resume after the cause is fixed: hvd-batchgrow train runs/bad/job.toml" in text
+    assert "failed: update " in printed(capsys, "list")
+    assert "finite" in printed(capsys, "watch", "runs/bad", code=1)
+    # A kill leaves no error, and neither does a new attempt.
+    assert read_summary(stopped).error is None
+    record = json.loads((stopped / "record.json").read_text())
+    record["attempts"] = [attempt, record["attempts"][0]]
+    (stopped / "record.json").write_text(json.dumps(record))
+    assert read_summary(stopped).state == "stopped"
+
+
+def test_the_best_value_of_a_custom_task_follows_the_direction_in_model_json(stopped: Path) -> None:
+    words = ["--name", "own", "--task.name", "tests.unit.test_tasks:Own", "--max-updates", "10"]
+    assert main(["train", "job.toml", *words]) == 75
+    described = Path("runs/own/model.json")
+    tree = json.loads(described.read_text())
+    assert tree["task"]["metrics"] == {"f1": "up"}
+    metrics = Path("runs/own/metrics.jsonl")
+    lines = lines_of(Path("runs/own"))
+    values = iter([0.3, 0.5, 0.4])
+    changed = [{**line, "f1": next(values, 0.4)} if line["kind"] == "eval" else line for line in lines]
+    assert next(values, None) == 0.4  # two evaluations
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in changed))
+    assert (read_summary(Path("runs/own")).metric, read_summary(Path("runs/own")).best) == ("f1", 0.5)
+    tree["task"]["metrics"] = {"f1": "down"}
+    described.write_text(json.dumps(tree))
+    assert read_summary(Path("runs/own")).best == 0.3
+    del tree["task"]["metrics"]  # an older version
+    described.write_text(json.dumps(tree))
+    assert read_summary(Path("runs/own")).best is None
+
+
 def test_a_folder_of_runs(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(stopped, "runs/small-twin")
     listed = [json.loads(line) for line in printed(capsys, "list", "runs", "--json").splitlines()]
@@ -111,6 +155,13 @@ def test_a_run_without_records_is_shown(stopped: Path, capsys: pytest.CaptureFix
         (["list", "run"], "run is not a folder; did you mean runs?"),
         (["list", "data"], "data contains no run: a run folder has a plan.json"),
         (["show", "runs/smal"], "runs/smal does not hold a run; did you mean runs/small?"),
+        (["show", "small"], "small does not hold a run; did you mean runs/small?"),
+        (["digest", "smal"], "smal does not hold a run; did you mean runs/small?"),
+        (["audit", "runs"], "runs does not hold a run; it contains runs: hvd-batchgrow list runs"),
+        (["watch", "runs/smal"], "runs/smal does not hold a run; did you mean runs/small?"),
+        (["report", "smal"], "smal is not a folder; did you mean runs/small?"),
+        (["evaluate", "runs"], "runs does not hold a run; it contains runs: hvd-batchgrow list runs"),
+        (["status", "runs/smal"], "runs/smal is not a folder; did you mean runs/small?"),
     ],
 )
 def test_folders_that_hold_no_run(
@@ -121,13 +172,21 @@ def test_folders_that_hold_no_run(
     assert message in capsys.readouterr().err
 
 
-def test_only_folders_are_suggested_for_a_folder(
+def test_only_similar_runs_are_suggested_for_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("run.py").touch()
-    assert main(["list", "runs"]) == 1
-    assert capsys.readouterr().err == "runs is not a folder\n"
-    Path("runz").mkdir()
-    assert main(["list", "runs"]) == 1
-    assert capsys.readouterr().err == "runs is not a folder; did you mean runz?\n"
+    Path("smart").touch()
+    for folder in ("small", "smalls", "runs/x_pairlen"):
+        Path(folder).mkdir(parents=True)
+    Path("runs/x_pairlen/plan.json").touch()
+    assert main(["show", "smal"]) == main(["show", "runs/failed1"]) == main(["list", "smal"]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "smal does not hold a run",
+        "runs/failed1 does not hold a run",
+        "smal is not a folder",
+    ]
+    assert main(["list", "run"]) == 1
+    assert capsys.readouterr().err == "run is not a folder; did you mean runs?\n"
+    assert near_folder(Path("smal")) == "; did you mean small?"
+    assert near_folder(Path("nosuch")) == ""

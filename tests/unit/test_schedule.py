@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvd_batchgrow.config import Job
+from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.messages.errors import JobError
 from hvd_batchgrow.schedule.noise import NoiseScale
 from hvd_batchgrow.schedule.phases import Schedule, compile_schedule
@@ -141,8 +142,22 @@ def test_a_counter_outside_the_run_is_an_error() -> None:
             {"boundaries_epochs": [1.0, 2.2]},
             r"must end before epochs = 2.2, got 2.2; nearest: \[1.0\]",
         ),
-        ({"max_batch": 8}, r"schedule.max_batch: 8 samples of N = 300 is below the first batch 16; use >= 16"),
-        ({"max_batch": "N/30"}, r"schedule.max_batch: N/30 = 8 samples of N = 300 is below"),
+        (
+            {"max_batch": 8},
+            r"schedule.max_batch: 8 samples of N = 300 is below the first batch 16; "
+            r"use max_batch >= 16, or global_batch <= 8$",
+        ),
+        (
+            {"max_batch": "N/30"},
+            r"schedule.max_batch: N/30 = 10 of N = 300 samples, rounded down to a multiple of model.ghost_batch = 8, "
+            r"is 8: below the first batch 16; use max_batch >= 16, or global_batch <= 8$",
+        ),
+        (
+            {"max_batch": "N/10", "global_batch": 32, "batch_multiple": 32},
+            r"N/10 = 30 of N = 300 samples, rounded down to a multiple of batch_multiple = 32, is 0: "
+            r"below the first batch 32; use max_batch >= 32$",
+        ),
+        ({"max_batch": "N/10", "global_batch": 304}, r"below the first batch 304; use global_batch <= 24$"),
         (
             {"global_batch": 20},
             r"schedule.global_batch: 20 = 2.50 ghost batches of 8, which are never cut; nearest: 16, 24",
@@ -152,6 +167,16 @@ def test_a_counter_outside_the_run_is_an_error() -> None:
 def test_what_cannot_be_planned_is_refused(schedule: dict[str, Any], message: str) -> None:
     with pytest.raises(JobError, match=message):
         compile_plan(small_job(schedule=schedule), 1, 300)
+
+
+def test_a_limit_rounded_to_the_first_batch_says_so() -> None:
+    schedule = {"policy": "adaptive", "epochs": 2, "global_batch": 640, "max_batch": "N/10"}
+    with pytest.raises(JobError) as caught:
+        compile_plan(parse_job({**small_job().model_dump(), "schedule": schedule}), 1, 4000)
+    assert str(caught.value).endswith(
+        "schedule.max_batch: N/10 = 400 of N = 4000 samples, rounded down to a multiple of global_batch = 640, is 0: "
+        "below the first batch 640; use max_batch >= 640, or global_batch <= 400"
+    )
 
 
 def test_a_plan_for_no_ranks_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -21,6 +22,7 @@ from hvd_batchgrow.slurm.chain_jobs import ChainJob, make_chain_jobs
 from hvd_batchgrow.slurm.ledger import Ledger, read_ledger, submitting, update_ledger, write_ledger
 from hvd_batchgrow.slurm.render import ARGUMENTS
 from hvd_batchgrow.slurm.scheduler import JobState, Scheduler, Slurm, run_command
+from hvd_batchgrow.slurm.time_limit import limit_s
 from tests.helpers import NUM_TRAIN, small_job
 
 TEMPLATE = f"#!/bin/bash\n{ARGUMENTS}\n"
@@ -409,10 +411,10 @@ def test_a_job_that_does_not_grow_by_ranks_is_one_link_and_hears_so(
 
 def test_a_dry_run_prints_all_and_does_nothing(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["submit", job, "--nodes-max", "2", "--ranks-per-node", "2", "--dry-run", *RANKS]
-    assert main([*words, "--partition", "gpu", "--time", "1:00", "--signal-delay-s", "60"]) == 0
+    assert main([*words, "--partition", "gpu", "--time", "2:00", "--signal-delay-s", "60"]) == 0
     text = capsys.readouterr().out
     assert text.count("#!/usr/bin/env bash") == 3
-    assert text.count("#SBATCH --partition=gpu\n#SBATCH --time=1:00\n#SBATCH --signal=B:USR2@60\n") == 3
+    assert text.count("#SBATCH --partition=gpu\n#SBATCH --time=2:00\n#SBATCH --signal=B:USR2@60\n") == 3
     assert text.count("#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=2") == 1
     assert f"--runs-dir {Path.cwd()}/runs --resume auto --phases 3-4)" in text
     assert (
@@ -429,6 +431,21 @@ def test_a_dry_run_prints_all_and_does_nothing(job: str, capsys: pytest.CaptureF
         (["--nodes-max", "0", "--signal-delay-s", "0"], 2, "--signal-delay-s: must be greater than 0"),
         (["--nodes-max", "2"], 2, "phase 3 (from epoch 1): 4 ranks = 4 nodes of 1, and --nodes-max is 2"),
         (["--nodes-max", "4", "--template", "mine.sbatch"], 2, "--template: mine.sbatch does not exist"),
+        (
+            ["--nodes-max", "4", "--time", "2h"],
+            2,
+            "--time: must be minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes or "
+            "days-hours:minutes:seconds, got '2h'; nearest: 2:00:00",
+        ),
+        (
+            ["--nodes-max", "4", "--time", "1:00"],
+            2,
+            "--time: 1:00 is 60 seconds, and the run is signalled to save and stop 120 s earlier; use a longer limit",
+        ),
+        (["--nodes-max", "4", "--signal-delay-s", "14400"], 2, "--time: 04:00:00 is 14,400 seconds, and the run is"),
+        (["--nodes-max", "4", "--mem", "16G"], 2, "--mem: unknown option; an option of sbatch: --sbatch mem=16G"),
+        (["--nodes-max", "4", "--exclusive", "--dry-run"], 2, "an option of sbatch: --sbatch exclusive\n"),
+        (["--nodes-max", "4", "--tme", "10"], 2, "--tme: unknown option; did you mean --time?"),
         (["--nodes-max", "4", "--sbatch", "nodes=9"], 2, "--sbatch: nodes is set by submit: --nodes-max, and"),
         (["--nodes-max", "4", "--sbatch", "output=x"], 2, "output is set by submit: --runs-dir, the logs are"),
         (["--nodes-max", "4", "--partition", "a\nb", "--dry-run"], 2, "--partition: a line of a batch script cannot"),
@@ -452,6 +469,17 @@ def test_what_cannot_be_submitted_says_why(
     monkeypatch.setenv("PATH", "/nonexistent")
     assert main(["submit", job, *words, *RANKS]) == code
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        *(("30", 1800), ("1:30", 90), ("2:00:00", 7200), ("1-12", 129_600), ("1-0:30", 88_200), ("1-0:0:5", 86_405)),
+        *(("0", math.inf), ("UNLIMITED", math.inf), ("2h", None), ("", None), ("1:2:3:4", None), ("1-", None)),
+    ],
+)
+def test_a_time_limit_of_slurm_in_seconds(text: str, seconds: float | None) -> None:
+    assert limit_s(text) == seconds
 
 
 @pytest.mark.parametrize(

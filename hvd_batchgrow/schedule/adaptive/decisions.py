@@ -44,7 +44,7 @@ class Decision:
 
     def describe(self) -> str:
         """Return the decision in words."""
-        rounded = f" ({self.wanted_batch:,.0f} wanted)" if abs(self.wanted_batch - self.new_batch) > 0.5 else ""
+        rounded = f" ({self.wanted_batch:,.0f} requested)" if abs(self.wanted_batch - self.new_batch) > 0.5 else ""
         lr = "" if self.new_lr == self.old_lr else f", lr {self.old_lr:.4g} → {self.new_lr:.4g}"
         back = "" if self.restore_samples is None else f", weights as at sample {self.restore_samples:,}"
         held = self.new_batch == self.old_batch
@@ -83,13 +83,17 @@ def _is_above_0(number: Any) -> bool:
 
 
 def read_decisions(path: Path) -> tuple[str | None, tuple[Decision, ...]]:
-    """Return the content of `decisions.jsonl`: the replayed file, if the run replays one, and the decisions.
+    """Return the content of a `decisions.jsonl`: the replayed file, if the run replays one, and the decisions.
+
+    The path may be that of the run's folder.
 
     A last line that a kill cut short is skipped: the run had not acted on it yet.
 
     Raises:
         JobError: the file is missing or invalid.
     """
+    if path.is_dir():
+        path /= "decisions.jsonl"
     try:
         return parse_decisions(read_regular(path).decode(), path)
     except (OSError, UnicodeDecodeError) as error:

@@ -115,12 +115,12 @@ def _notes(layout: Layout, times: Times) -> Iterable[str]:
         sums = f", all-reduces by log2(ranks) from {counts}" if layout.ranks > 1 else ""
         yield f"no measurement on {counted(layout.ranks, 'rank')}: micro-batches as on {model.measured_ranks}{sums}"
     if not low <= layout.micro_batch <= high:
-        measured = f"{low} … {high} on {model.measured_ranks} ranks"
+        measured = f"{low} … {high} on {counted(model.measured_ranks, 'rank')}"
         yield f"micro-batch {layout.micro_batch} is outside the measured range: {measured}"
     if model.misfit > _TOLERABLE_MISFIT:
         yield (
-            f"the model misses an update measured on {model.measured_ranks} ranks by {100 * model.misfit:.0f} %: "
-            "probe again on an idle machine"
+            f"the predicted time of an update differs from the measured one by {100 * model.misfit:.0f} % "
+            f"({counted(model.measured_ranks, 'rank')}): run probe again on an idle machine"
         )
 
 

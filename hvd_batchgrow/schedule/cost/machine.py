@@ -116,8 +116,12 @@ def load_machine(path: Path) -> Machine:
     Raises:
         JobError: it cannot be read or is not TOML, or values are missing, unknown or impossible; lists them all.
     """
+    tree = read_toml(path)
+    if {"data", "schedule"} <= tree.keys():
+        fault = "is a job file; --cost needs the PROBE.json of hvd-batchgrow probe, or a MACHINE.toml"
+        raise JobError([Fault("", fault)], str(path))
     try:
-        return Machine.model_validate(read_toml(path))
+        return Machine.model_validate(tree)
     except ValidationError as error:
         details = error.errors(include_url=False)
     raise JobError([Fault(".".join(map(str, detail["loc"])), _fault(detail)) for detail in details], str(path))

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.types import FloatList, Fraction, tuples
 from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.messages.wording import counted
 from hvd_batchgrow.schedule.policy import BatchPolicy
 from hvd_batchgrow.schedule.stages import Start
 
@@ -43,7 +44,8 @@ class BoundaryPolicy(BatchPolicy):
         momenta = (start.momentum,) * len(epochs) if self.momenta is None else self.momenta
         faults = []
         if len(fallen) != len(epochs):
-            counts = f"{len(fallen) - 1} factors for {len(epochs) - 1} boundaries"
+            num_epochs = len(epochs) - 1
+            counts = f"{counted(len(fallen) - 1, 'factor')}, and boundaries_epochs has {counted(num_epochs, 'epoch')}"
             faults.append(Fault("schedule.noise_factor", f"{counts}; give one number, or one for each boundary"))
         if len(momenta) != len(epochs) or momenta[0] != start.momentum:
             fault = f"needs one for each of the {len(epochs)} phases, the first {start.momentum:g}, got {list(momenta)}"

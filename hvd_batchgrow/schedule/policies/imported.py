@@ -9,11 +9,12 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from hvd_batchgrow.config import Job
+from hvd_batchgrow.config.own_code import is_module_name
 from hvd_batchgrow.config.schedules import GrowthKeys
-from hvd_batchgrow.config.types import PositiveFloat, matching, tuples
+from hvd_batchgrow.config.types import PositiveFloat, tuples
 from hvd_batchgrow.import_string import NotFound, describe_error, find_callable
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.schedule.policy import POLICIES, BatchPolicy
@@ -24,6 +25,12 @@ _POINTS = 1000
 _STEPS_AT_LIMIT = 100
 """Parts of the run, at least, if the batch is at its limit from the start."""
 LrStep = tuple[PositiveFloat, PositiveFloat]
+
+
+def _checked_name(name: str) -> str:
+    if name in {"steps", "polynomial", "cosine"} or is_module_name(name):
+        return name
+    raise ValueError("must be one of steps, polynomial, cosine, or your own module:function")
 
 
 @POLICIES.add
@@ -40,13 +47,7 @@ class ImportSchedule(GrowthKeys, BatchPolicy):
     """
 
     policy: Literal["import"]
-    lr_schedule: Annotated[
-        str,
-        matching(
-            r"steps|polynomial|cosine|[A-Za-z_][\w.]*:[A-Za-z_]\w*",
-            "one of steps, polynomial, cosine, or your own module:function",
-        ),
-    ]
+    lr_schedule: Annotated[str, AfterValidator(_checked_name)]
     """The schedule to import: steps, polynomial, cosine, or your own `module:function`, which returns the multiple of
     `optim.lr` at an epoch."""
     num_phases: Annotated[int, Field(gt=0, le=1000)] = 8

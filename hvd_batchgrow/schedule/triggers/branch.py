@@ -13,6 +13,7 @@ from hvd_batchgrow.config.optim import AdamSection
 from hvd_batchgrow.config.schedules import LrRule
 from hvd_batchgrow.config.types import PositiveFloat, PositiveInt, tuples
 from hvd_batchgrow.messages.errors import Fault
+from hvd_batchgrow.messages.wording import counted
 from hvd_batchgrow.schedule.adaptive.batch_requests import BatchRequest
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.branches import DEFAULT_BLOCKS, LEAST_BLOCKS, BranchLrRule, BranchRequest, held_decay_fault
@@ -93,9 +94,11 @@ class BranchTrigger(Trigger):
     def _size_faults(self, batch: int, wanted: BranchRequest) -> Iterator[Fault]:
         asked = self.branch_samples
         if asked is not None and asked <= (LEAST_BLOCKS - 1) * wanted.block:
-            blocks = f"{-(-asked // wanted.block)} blocks of {wanted.block:,} samples, too few for an interval"
+            blocks = (
+                f"{counted(-(-asked // wanted.block), 'block')} of {wanted.block:,} samples, too few for an interval"
+            )
             least = f"use >= {(LEAST_BLOCKS - 1) * wanted.block + 1}, or smaller factors"
-            yield Fault("trigger.branch_samples", f"{asked:,} are {blocks} at the first batch, {batch}; {least}")
+            yield Fault("trigger.branch_samples", f"{asked:,} make {blocks} at the first batch, {batch}; {least}")
 
     def _budget_faults(self, job: Job, start: Start, wanted: BranchRequest) -> Iterator[Fault]:
         num_samples, cost = start.noise.num_samples, wanted.total_samples

@@ -50,12 +50,28 @@ def impossible_faults(job: Job, num_samples: int) -> list[Fault]:
             why = "the whole training set has no sampling noise"
             fault = f"{batch} must be below N = {_arithmetic(job, num_samples)}: {why}{nearest}"
             faults.append(Fault(key, fault))
-    first, given, cap = section.first_batch, section.stated_limit, _limit(job, num_samples)
-    if cap is not None and cap < first:
-        shown = f"{given} = {cap}" if isinstance(given, str) else f"{cap}"
-        fault = f"{shown} samples of N = {num_samples} is below the first batch {first}; use >= {first}"
-        faults.append(Fault("schedule.max_batch", fault))
+    cap = _limit(job, num_samples)
+    if cap is not None and cap < section.first_batch:
+        faults.append(Fault("schedule.max_batch", _low_limit(job, num_samples, cap)))
     return faults
+
+
+def _low_limit(job: Job, num_samples: int, cap: int) -> str:
+    """Return the fault of a limit below the first batch, with the arithmetic of a limit such as "N/10"."""
+    section, ghost_batch = job.schedule, job.model.ghost_batch
+    first, given, unit = section.first_batch, section.stated_limit, section.batch_unit(ghost_batch)
+    most = cap
+    text = f"{cap} samples of N = {num_samples} is"
+    if isinstance(given, str):
+        share, step = num_samples // int(given.removeprefix("N/")), section.stated_unit or ghost_batch
+        most = share // step * step  # without batch_multiple, the unit may be the first batch itself
+        default = "model.ghost_batch" if unit == ghost_batch else "global_batch"
+        key = "batch_multiple" if section.stated_unit else default
+        rounded = f", rounded down to a multiple of {key} = {unit}, is {cap}:" if share != cap else " is"
+        text = f"{given} = {share} of N = {num_samples} samples{rounded}"
+    ways = [f"max_batch >= {first}"] if first < num_samples else []
+    ways += [f"global_batch <= {most}"] if most else []
+    return f"{text} below the first batch {first}" + (f"; use {', or '.join(ways)}" if ways else "")
 
 
 def _arithmetic(job: Job, num_samples: int) -> str:

@@ -50,7 +50,7 @@ def open_decisions(
             decisions = read_decisions(replay)[1]
             if decisions[: len(made)] != made:
                 fault = f"{replay} does not begin with the {len(made)} decisions that led to the checkpoint"
-                raise JobError([Fault("--replay", f"{fault}; replay it as another run: --name NAME")])
+                raise JobError([Fault("--replay", f"{fault}; replay it as another run: --name NAME")], plan.job.name)
         else:
             source, decisions = _on_record(path, made, known, notes)
         try:

@@ -12,12 +12,12 @@ from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.source_specs import Kind
-from hvd_batchgrow.config.task_specs import TASKS, Answer, TargetKind
+from hvd_batchgrow.config.task_specs import TASKS, Answer, Direction, TargetKind
 from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.pipeline.crops import CentreCrop
 from hvd_batchgrow.data.pipeline.reader import testing_augment
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError, first_fault
-from hvd_batchgrow.messages.suggest import near_folder
+from hvd_batchgrow.messages.suggest import near_run
 from hvd_batchgrow.storage.regular_files import read_regular
 from hvd_batchgrow.tasks.load_task import load_own_task, target_of
 from hvd_batchgrow.train.run.versions import installed_versions
@@ -104,6 +104,9 @@ class LearnedTask(_Part):
     mean: tuple[float, ...] | None = None
     """The predicted numbers are output · std + mean; None: the outputs themselves."""
     std: tuple[float, ...] | None = None
+    metrics: dict[str, Direction] | None = None
+    """Whether each metric besides the loss improves when it rises ("up") or falls ("down"), the main result first.
+    None: an older version wrote the file."""
 
 
 class ModelDescription(_Part):
@@ -164,14 +167,16 @@ def describe_model(job: Job, source: Datasets) -> ModelDescription:
 
 def _learned_task(job: Job, source: Datasets) -> LearnedTask:
     spec = TASKS.get(job.task.name)
-    answer = spec.answer if spec else getattr(load_own_task(job.task), "answer", None)
+    task = spec or load_own_task(job.task)
+    answer = getattr(task, "answer", None)
     if answer not in {None, *get_args(Answer)}:
         fault = f"{job.task.name}: answer must be one of {', '.join(map(repr, get_args(Answer)))}, is {answer!r}"
         raise JobError([Fault("task.name", fault)])
     scale = {}
     if job.task.standardize:
         scale = {"mean": tuple(source.schema["target_mean"]), "std": tuple(source.schema["target_std"])}
-    return LearnedTask(name=job.task.name, target=target_of(job.task), answer=answer, **scale)
+    metrics = dict(task.metrics)
+    return LearnedTask(name=job.task.name, target=target_of(job.task), answer=answer, metrics=metrics, **scale)
 
 
 def class_names(source: Datasets) -> tuple[str, ...]:
@@ -215,7 +220,7 @@ def read_description(run: Path) -> ModelDescription:
         raise RunError(f"{path} is damaged, or of another version: {first_fault(error)}") from None
     except (FileNotFoundError, NotADirectoryError):
         if not (run / "job.toml").exists():
-            raise RunError(f"{run} does not hold a run{near_folder(run)}") from None
+            raise RunError(f"{run} does not hold a run{near_run(run)}") from None
         words = ["hvd-batchgrow", "train", str(run / "job.toml"), "--resume", "auto", "--runs-dir", str(run.parent)]
         remedy = f"resume the run once, which writes it: {shlex.join(words)}"
         raise RunError(f"{path} is missing, because an older version trained this run; {remedy}") from None

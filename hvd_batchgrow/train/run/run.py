@@ -28,6 +28,7 @@ from hvd_batchgrow.train.events import Observer, RunEnded
 from hvd_batchgrow.train.liveness.stop import Stop
 from hvd_batchgrow.train.liveness.watchdog import Heartbeat
 from hvd_batchgrow.train.parts import TrainingParts
+from hvd_batchgrow.train.run.attempt_record import error_recorded
 from hvd_batchgrow.train.run.fork import Origin
 from hvd_batchgrow.train.run.model_description import describe_model
 from hvd_batchgrow.train.run.notes import notes_on_data, notes_on_gaps, notes_on_network, notes_on_ranks
@@ -167,6 +168,8 @@ def _train_in_folder(
             description=ranks.run_on_all(lambda: describe_model(job, source)),
             agents=agents,
         )
+        if ranks.rank == 0:
+            stack.enter_context(error_recorded(folder))
         ranks.run_on_all(lambda: check_reached(plan, options.phases, checkpoint, folder))
         notes += ranks.run_on_rank0(lambda: notes_on_gaps(folder, plan, checkpoint, elastic)) or []
         notes += [*place.notes, *plan.notes, *notes_on_data(source), *notes_on_network(parts)]

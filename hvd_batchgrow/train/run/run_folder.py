@@ -161,7 +161,10 @@ def _prepare_folder(folder: Path, notes: list[str], *, resume: bool, overwrite: 
         raise RunError(f"{names}: a folder where the run would write a checkpoint; move it away, and run this again")
     checkpoint, skipped = newest_good(checkpoints)
     notes += [f"skipped a checkpoint: {reason}" for reason in skipped]
-    if is_run and not overwrite and checkpoint is None:
+    if resume and not is_run:
+        state = "holds no run yet" if folder.exists() else "does not exist yet"
+        notes.append(f"{folder} {state}: the run starts from the beginning")
+    elif is_run and not overwrite and checkpoint is None:
         notes.append(f"{checkpoints} holds no checkpoint yet: the run starts from the beginning")
     checkpoints.mkdir(parents=True, exist_ok=True)
     remove_unfinished(checkpoints)
