@@ -44,7 +44,7 @@ class PlanCommand(JobCommand):
     sensitivity: bool = False
     """With --cost: also print the time and rank-hours with half and twice the compute speed, bandwidth and latency."""
     replay: Optional[Path] = None
-    """decisions.jsonl of a run with a trigger: plan the schedule that it decided, and its twin."""
+    """decisions.jsonl of a run with a trigger, or its folder: plan the schedule that it decided, and its twin."""
 
     def run(self, overrides: dict[str, Any]) -> ExitCode:
         """Print the plan of the job and of its decay twin."""

@@ -48,7 +48,8 @@ class TrainCommand(RanksCommand):
     fork: RunName | None = None
     """Name of a new run: continue with the job as it is now from the newest good checkpoint of the job's run."""
     replay: Path | None = None
-    """A decisions.jsonl: grow the batch as recorded there, without measuring; later invocations do so too."""
+    """A decisions.jsonl, or the folder of its run: grow the batch as recorded there, without measuring; later
+    invocations do so too."""
     cost: Path | None = None
     """A file written by `probe`, or a MACHINE.toml, for layout.grow_by = "auto"."""
     price: Price | None = None
