@@ -15,6 +15,6 @@ def is_module_name(text: str) -> bool:
     """
     if found := re.fullmatch(r"(?:\./)?([\w./-]+)\.py:(\w+)", text):
         name = f"{found[1].replace('/', '.')}:{found[2]}"
-        hint = f"; did you mean {name!r}?" if re.fullmatch(MODULE_NAME, name) else ""
-        raise ValueError(f"must name a module, not its file{hint}")
+        hint = f"did you mean {name!r}? " if re.fullmatch(MODULE_NAME, name) else ""
+        raise ValueError(f"{hint}must be module:name, not FILE.py:name")
     return re.fullmatch(MODULE_NAME, text) is not None

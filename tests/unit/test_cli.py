@@ -174,9 +174,17 @@ def test_digest_refuses_a_folder_that_is_not_a_run(tmp_path: Path, capsys: pytes
             2,
             "planned for 2",
         ),
-        (["plan", "small.toml", "--data.source", "mine.py:load"], 2, "did you mean 'mine:load'?, got 'mine.py:load'"),
+        (
+            ["plan", "small.toml", "--data.source", "mine.py:load"],
+            2,
+            "did you mean 'mine:load'? must be module:name, not FILE.py:name",
+        ),
         (["plan", "small.toml", "--model.name", "./nets/mine.py:Net"], 2, "did you mean 'nets.mine:Net'?"),
-        (["plan", "small.toml", "--task.name", "mine.py:Task"], 2, "must name a module, not its file; did you mean"),
+        (
+            ["plan", "small.toml", "--task.name", "mine.py:Task"],
+            2,
+            "did you mean 'mine:Task'? must be module:name, not",
+        ),
         (["train", "small.toml", "--logging.observers", '["mine.py:See"]'], 2, "did you mean 'mine:See'?"),
         (
             ["plan", "small.toml", "--logging.observers", "obs:Bad"],

@@ -93,6 +93,8 @@ def test_a_run_that_ends_with_an_error_is_failed(stopped: Path, capsys: pytest.C
     assert "to resume after the cause is fixed: hvd-batchgrow train runs/bad/job.toml" in text
     assert "failed: update " in printed(capsys, "list")
     assert "finite" in printed(capsys, "watch", "runs/bad", code=1)
+    assert main(["report", "runs/bad", "--dir", "pages"]) == 0
+    assert f"| failed: {error} |" in Path("pages/report.md").read_text().replace("\\", "")
     # A kill leaves no error, and neither does a new attempt.
     assert read_summary(stopped).error is None
     record = json.loads((stopped / "record.json").read_text())
@@ -177,7 +179,7 @@ def test_only_similar_runs_are_suggested_for_a_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("smart").touch()
-    for folder in ("small", "smalls", "runs/x_pairlen"):
+    for folder in ("small", "smalls", "n_nchw", "runs/x_pairlen"):
         Path(folder).mkdir(parents=True)
     Path("runs/x_pairlen/plan.json").touch()
     assert main(["show", "smal"]) == main(["show", "runs/failed1"]) == main(["list", "smal"]) == 1
