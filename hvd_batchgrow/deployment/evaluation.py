@@ -15,6 +15,7 @@ from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.source_specs import ReportProgress
 from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Dataset, Datasets
+from hvd_batchgrow.data.datasets.fingerprint import data_changes, fingerprint
 from hvd_batchgrow.data.images.image_folder import load_test
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.tables.table_files import find_test_files
@@ -22,13 +23,14 @@ from hvd_batchgrow.deployment.table_rows import read_rows
 from hvd_batchgrow.deployment.trained_network import inference_device, job_for_inference, read_checkpoint
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
-from hvd_batchgrow.messages.wording import shown
+from hvd_batchgrow.messages.wording import listed, shown
 from hvd_batchgrow.tasks.load_task import target_of
 from hvd_batchgrow.train.checkpoints.compatibility import check_model_fits
 from hvd_batchgrow.train.evaluate import evaluate
 from hvd_batchgrow.train.events import Evaluation
 from hvd_batchgrow.train.parts import TrainingParts
 from hvd_batchgrow.train.run.model_description import FILE, ModelDescription, describe_model, read_description
+from hvd_batchgrow.train.run.run_folder import recorded_data
 from hvd_batchgrow.train.train_state import TrainState
 from hvd_batchgrow.verification.tree_digest import tree_digest
 
@@ -37,7 +39,7 @@ _LOCATING = (
     *("label", "header", "separator", "decimal", "on_bad_sample", "pipeline"),
 )
 """Keys of `[data]` that other data may change. All others belong to the network."""
-_MEANING = ("task", "classes", "inputs", "normalization", "preprocessing", "table")
+_MEANING = ("task", "classes", "inputs", "preprocessing", "table")
 
 
 @dataclass(frozen=True)
@@ -111,13 +113,19 @@ def _with_data(tree: Mapping[str, Any], overrides: Mapping[str, Any], run: Path)
 
 
 def _own_data(job: Job, description: ModelDescription, run: Path, report: ReportProgress) -> Datasets:
-    """Return the run's data. Raises RunError if its meaning is no longer that of the training."""
+    """Return the run's data, normalized as in training. Raises RunError if it is no longer that of the training."""
     source = load_source(job.data, job.seed, report, target_of(job.task))
-    now = describe_model(job, source)
-    if changed := [part for part in _MEANING if getattr(now, part) != getattr(description, part)]:
-        fault = f"the data has changed since {run} was trained on it: {', '.join(changed)} of {run / FILE}"
-        raise RunError(f"{fault}; evaluate other data with --data.root or --data.test")
-    return source
+    now, normalization = describe_model(job, source), description.normalization
+    constants = {"mean": normalization.mean, "std": normalization.std}
+    changed = [f"{part} of {run / FILE}" for part in _MEANING if getattr(now, part) != getattr(description, part)]
+    try:
+        others = data_changes({**recorded_data(run), **constants}, {**fingerprint(source), **source.schema})
+    except (ValueError, TypeError):
+        others = []  # a damaged record
+    if changed := [*changed, *(f"{what}: {was}, now {found}" for what, was, found in others)]:
+        fault = f"the data has changed since {run} was trained on it: {listed(changed, separator='; ')}"
+        raise RunError(f"{fault}\n  evaluate other data with --data.root or --data.test")
+    return replace(source, mean=normalization.mean, std=normalization.std)
 
 
 def _other_data(job: Job, description: ModelDescription, report: ReportProgress) -> Datasets:

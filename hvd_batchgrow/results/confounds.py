@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from hvd_batchgrow.data.datasets.fingerprint import data_changes
 from hvd_batchgrow.messages.wording import listed, shown
 from hvd_batchgrow.results.records import printable
 from hvd_batchgrow.results.run_files import RunFiles
@@ -14,6 +15,8 @@ _MOST_KEYS = 8
 _SCHEDULE = ("schedule", "trigger", "gradient_noise", "optim.lr", "optim.momentum", "layout")
 """Keys in which a job and its twin differ."""
 _NO_EFFECT = ("name", "seed", "logging", "checkpoint", "checks", "layout.ranks", "layout.max_micro_batch", "evaluation")
+_LOCATIONS = frozenset({"data.source", "data.root", "data.train", "data.test"})
+"""Keys of `[data]` that do not change how the samples are used."""
 
 
 def find_confounds(pairs: Sequence[Runs]) -> tuple[str, ...]:
@@ -33,9 +36,22 @@ def _confounds(first: RunFiles, second: RunFiles) -> Iterator[str]:
     if abs(trained[0] - trained[1]) > largest:
         yield f"the runs trained on {trained[0]:,} and {trained[1]:,} samples, which differ by more than a batch"
     changed = changed_keys(first.job, second.job)
+    if sizes[0] == sizes[1] and not {key for key in changed if key.startswith("data.")} - _LOCATIONS:
+        yield from _other_data(first, second)
     others = [key for key in changed if not key.startswith(_SCHEDULE)]
     if len(others) > (len(others) == len(changed)):  # a single key is the subject of the comparison
         yield f"the jobs also differ in {listed(others, _MOST_KEYS, text=printable)}"
+
+
+def _other_data(first: RunFiles, second: RunFiles) -> Iterator[str]:
+    """Yield a difference of training sets of the same size, if the runs recorded what shows it."""
+    try:
+        found = data_changes(first.data, second.data)
+    except (ValueError, TypeError):  # a damaged record
+        return
+    if found:
+        texts = [f"{what} {one} and {two}" for what, one, two in found]
+        yield f"the training data differ: {listed(texts, separator='; ', text=printable)}"
 
 
 def changed_keys(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ class RunFiles:
     """What record.json says of each invocation."""
     faults: tuple[str, ...] = ()
     """What could not be read, one sentence each."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """What record.json says of the training set; empty for runs of older versions."""
 
     @property
     def name(self) -> str:
@@ -118,8 +120,9 @@ class RunFiles:
         plan, faults = read_plan(folder), list[str]()
         train, evaluations = _read_metrics(folder / "metrics.jsonl", faults)
         decisions = [line for line in _lines(folder / "decisions.jsonl", faults) if "old_batch" in line]
-        attempts = read_attempts(folder / "record.json", faults)
-        return cls(folder, plan, train, tuple(evaluations), tuple(decisions), attempts, tuple(faults))
+        record = _read_record(folder / "record.json", faults)
+        attempts, data = record.get("attempts", ()), record.get("data", {})
+        return cls(folder, plan, train, tuple(evaluations), tuple(decisions), tuple(attempts), tuple(faults), data)
 
 
 def _lines(path: Path, faults: list[str]) -> Iterable[Line]:
@@ -184,13 +187,21 @@ def error_of(attempts: Sequence[Mapping[str, Any]]) -> str | None:
 
 def read_attempts(path: Path, faults: list[str]) -> tuple[Mapping[str, Any], ...]:
     """Return the attempts of `record.json`; nothing and a further fault if it cannot be read."""
+    return tuple(_read_record(path, faults).get("attempts", ()))
+
+
+def _read_record(path: Path, faults: list[str]) -> Mapping[str, Any]:
+    """Return `record.json`; nothing and a further fault if it cannot be read."""
     try:
-        attempts = json.loads(read_regular(path))["attempts"]
+        record: Mapping[str, Any] = json.loads(read_regular(path))
+        attempts = record["attempts"]
         if not isinstance(attempts, list) or not all(isinstance(attempt, dict) for attempt in attempts):
             raise TypeError("attempts is not a list of objects")
-        return tuple(attempts)
+        if not isinstance(record.get("data", {}), dict):
+            raise TypeError("data is not an object")
+        return record
     except OSError as error:
         faults.append(f"{path} cannot be read: {error.strerror or error}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         faults.append(f"{path} is damaged: {error}")
-    return ()
+    return {}

@@ -178,6 +178,24 @@ def test_a_single_key_is_what_is_compared_and_two_are_confounded(tmp_path: Path)
     assert found.confounds == ("the jobs also differ in data.hflip, update.precision",)
 
 
+def test_training_data_of_the_same_size_that_differ_are_a_confound(tmp_path: Path) -> None:
+    data = {"mean": [0.5, 2.0], "std": [1.0, 1.0], "targets_sha256": "ab" * 32}
+    other = {**data, "mean": [0.5, 200.0], "targets_sha256": "cd" * 32}
+
+    def against(recorded: dict[str, Any], name: str, **job: Any) -> tuple[str, ...]:
+        runs = [write_run(tmp_path / "a", 1, 0.9), write_run(tmp_path / name, 1, 0.1, "decay", **job)]
+        for run, values in zip(runs, (data, recorded), strict=True):
+            record = json.loads((run.folder / "record.json").read_text())
+            (run.folder / "record.json").write_text(json.dumps({**record, "data": values}))
+        return compared([RunFiles.read(run.folder) for run in runs]).confounds
+
+    fault = "the training data differ: mean[1] 2 and 200; the targets (SHA-256) abababababab… and cdcdcdcdcdcd…"
+    assert against(other, "b") == (fault,)
+    assert against({**data, "mean": [0.5, 2.0000001]}, "c") == ()
+    assert against({}, "older") == ()
+    assert against(other, "d", data={"hflip": True}) == ("the jobs also differ in data.hflip",)  # it may be the reason
+
+
 def test_other_ranks_are_noted(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / "a", 1, 0.9), write_run(tmp_path / "b", 1, 0.1, "decay", ranks=4)]
     found = compared(runs)

@@ -119,7 +119,8 @@ def test_data_that_has_changed_and_keys_of_the_network_are_refused(
     text = Path("train.csv").read_text()
     Path("train.csv").write_text(text.replace("6,red", "60,red"))
     assert main(["evaluate", str(RUN)]) == 1
-    assert "the data has changed since runs/small was trained on it: normalization, table of" in capsys.readouterr().err
+    fault = "the data has changed since runs/small was trained on it: table of runs/small/model.json; mean of 'x': "
+    assert fault in capsys.readouterr().err
 
 
 def test_names_of_classes_do_not_change_what_labels_of_another_file_mean(

@@ -73,14 +73,29 @@ def test_a_run_is_resumed_only_on_data_that_means_the_same(tmp_path: Path) -> No
     def open_with(schema: dict[str, Any]) -> None:
         open_run(tmp_path / "run", job, plan, SingleRank(), HARDWARE, resume=True, overwrite=False, schema=schema)
 
-    schema = {"features": ["color=blue", "color=red"], "categories": {"color": ["blue", "red"]}, "mean": [0.0, 0.0]}
+    schema = {
+        "features": ["color=blue", "color=red"],
+        "categories": {"color": ["blue", "red"]},
+        "mean": [0.0, 100.0],
+        "std": [1.0, 50.0],
+        "targets_sha256": "a" * 64,
+    }
     open_with(schema)
     save(tmp_path / "run", job)
     assert json.loads((tmp_path / "run" / "record.json").read_text())["data"] == schema
-    open_with({**schema, "mean": [0.5, 0.0]})  # a change of the statistics only
     fault = r"trained on data with another meaning:\n  features: \['color=blue', 'color=red'\], now \['color=red'\]"
     with pytest.raises(CollectiveError, match=fault):
         open_with({**schema, "features": ["color=red"]})
+    with pytest.raises(
+        CollectiveError, match=r"on other data:\n  mean of 'color=blue': 0, now 0.5\n  restore the files"
+    ):
+        open_with({**schema, "mean": [0.5, 100.0]})
+    with pytest.raises(CollectiveError, match=r"std of 'color=red': 50, now 51\n  the targets .*: a{12}…, now b{12}…"):
+        open_with({**schema, "std": [1.0, 51.0], "targets_sha256": "b" * 64})
+    open_with({**schema, "mean": [1e-7, 100.00001], "std": [1.000001, 50.0]})  # rounding on another machine
+    old = json.loads((tmp_path / "run" / "record.json").read_text())
+    (tmp_path / "run" / "record.json").write_text(json.dumps({**old, "data": {"classes": None}}))
+    open_with({**schema, "classes": None})  # a run of a version that did not record mean and std
 
 
 def test_a_run_of_an_older_version_is_resumed_with_the_defaults_of_new_data_keys(tmp_path: Path) -> None:

@@ -70,6 +70,12 @@ class EncodedDataset:
         # If each image has its own file, that file is not read again before the next epoch.
         self._open = lru_cache(0 if num_files >= len(self) else _num_kept_open())(_open_file)
 
+    @property
+    def heads(self) -> NDArray[np.uint32]:
+        """CRC-32C of the first `HEAD_BYTES` of each image, (N,)."""
+        heads: NDArray[np.uint32] = self._index["heads"]
+        return heads
+
     def __reduce__(self) -> tuple[Callable[..., EncodedDataset], tuple[Path, Arrays]]:
         return partial(EncodedDataset, apply_orientation=self.apply_orientation), (self.root, self._index)
 

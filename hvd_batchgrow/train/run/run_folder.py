@@ -21,8 +21,9 @@ import tomli_w
 from hvd_batchgrow.comm.hardware import Hardware
 from hvd_batchgrow.comm.ranks import Ranks, RanksLost
 from hvd_batchgrow.config import Job
+from hvd_batchgrow.data.datasets.fingerprint import data_changes
 from hvd_batchgrow.messages.errors import RunError, unwritable
-from hvd_batchgrow.messages.wording import shown
+from hvd_batchgrow.messages.wording import listed, shown
 from hvd_batchgrow.nn.ghost.ghost_choice import kernels_for_cpu
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.storage.atomic import remove_unfinished, write_atomically
@@ -41,7 +42,7 @@ from hvd_batchgrow.train.run.fork import Origin, changes, fork_run, json_bytes
 from hvd_batchgrow.train.run.model_description import FILE, ModelDescription
 from hvd_batchgrow.train.run.versions import installed_versions
 
-_MEANING = ("features", "categories", "classes", "first_label", "validation")
+_MEANING = ("features", "categories", "classes", "first_label", "validation", "test")
 """Keys of the data's schema that define the meaning of the network's inputs and outputs, and which samples are held
 out."""
 
@@ -75,7 +76,8 @@ def open_run(
         origin: checkpoint of another run, from which this run is forked.
         check: raises RunError if a checkpoint does not fit the network.
         pretrained: path and SHA-256 of the file of the initial weights, saved in `record.json`.
-        schema: `Datasets.schema`, saved in `record.json`; a checkpoint is not resumed with a different one.
+        schema: `Datasets.schema` and `fingerprint`, saved in `record.json`; a checkpoint is not resumed with a
+            different one.
         description: saved in `model.json`.
         agents: the torchrun processes of these ranks, saved in `record.json`; see `is_restart`.
 
@@ -90,7 +92,7 @@ def open_run(
     records = _records(job, plan, description)
 
     def check_on_data(checkpoint: Checkpoint) -> None:
-        _refuse_other_schema(origin.run if origin else folder, schema or {})
+        notes.extend(_check_data(origin.run if origin else folder, schema or {}, is_fork=origin is not None))
         check(checkpoint)
 
     def prepare() -> Checkpoint | None:
@@ -247,18 +249,37 @@ def _read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _refuse_other_schema(folder: Path, schema: Mapping[str, Any]) -> None:
-    """Raise RunError if features, categories or classes differ from those that the run was trained with."""
+def _check_data(folder: Path, schema: Mapping[str, Any], *, is_fork: bool) -> list[str]:
+    """Compare the training set with that of a run. A fork may have other samples of the same meaning; returns notes.
+
+    Raises:
+        RunError: features, categories or classes differ, or a resumed run has other samples.
+    """
+    before = recorded_data(folder)
     try:
-        before = _read_record(folder / "record.json").get("data", {})
         changed = changes({key: before.get(key, schema[key]) for key in _MEANING if key in schema}, schema)
+        others = [f"{what}: {was}, now {now}" for what, was, now in data_changes(before, schema)]
+    except (ValueError, TypeError):
+        return []  # a damaged record, which is reported elsewhere
+    lines = [f"{key}: {shown(changed[key][0])}, now {shown(changed[key][1])}" for key in _MEANING if key in changed]
+    remedy = "restore the files, or start a new run: --name NAME"
+    if lines:
+        raise RunError("\n  ".join([f"{folder} was trained on data with another meaning:", *lines, remedy]))
+    if others and is_fork:
+        return [f"the training data differ from those of {folder}: {listed(others, separator='; ')}"]
+    if others:
+        text = listed(others, separator="\n  ")
+        raise RunError(f"{folder} was trained on other data:\n  {text}\n  {remedy}, or --fork NAME")
+    return []
+
+
+def recorded_data(folder: Path) -> Mapping[str, Any]:
+    """Return what `record.json` says about the data of a run; nothing without a run, or of a damaged record."""
+    try:
+        data = _read_record(folder / "record.json").get("data")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return  # no run yet, or a damaged record, which is reported elsewhere
-    if lines := [
-        f"{key}: {shown(changed[key][0])}, now {shown(changed[key][1])}" for key in _MEANING if key in changed
-    ]:
-        fault = f"{folder} was trained on data with another meaning:\n  " + "\n  ".join(lines)
-        raise RunError(f"{fault}\n  restore the files, or start a new run: --name NAME")
+        return {}
+    return data if isinstance(data, dict) else {}
 
 
 def _write_records(
