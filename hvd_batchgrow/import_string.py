@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from hvd_batchgrow.messages.wording import with_article
 from hvd_batchgrow.torchvision_shim import repair_torchvision
 
 _MOST_CHARACTERS = 300
@@ -44,7 +45,11 @@ def find_callable(name: str) -> Callable[..., Any]:
         return found  # type: ignore[no-any-return]
     near = get_close_matches(attribute, [key for key, value in vars(module).items() if callable(value)], n=1)
     hint = f"; did you mean {module_name}:{near[0]}?" if near else ""
-    fault = "does not define it" if found is None else f"defines it as a {type(found).__name__}, which is not callable"
+    fault = (
+        "does not define it"
+        if found is None
+        else f"defines it as {with_article(type(found).__name__)}, which is not callable"
+    )
     raise NotFound(f"{name}: {module_name} {fault}{hint}")
 
 

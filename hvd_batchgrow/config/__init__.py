@@ -51,8 +51,8 @@ class DataSection(Section):
     test: str | None = None
     """Test files below `root`, like `train`. None: the usual names of the source, or `test_fraction`."""
     test_fraction: Fraction = 0.0
-    """A table in one file, or a single torch Dataset: fraction held out for testing, drawn by the seed. Synthetic
-    sources: number of test samples, as a fraction of the training set."""
+    """A table in one file, one folder of images, or a single torch Dataset: fraction held out for testing, drawn by the
+    seed. Synthetic sources: number of test samples, as a fraction of the training set."""
     validation_fraction: Fraction = 0.0
     """Fraction of the training samples, drawn by the seed, that is held out of training and evaluated during training
     instead of the test set. The test set is then evaluated once, at the end. 0: the test set is evaluated."""

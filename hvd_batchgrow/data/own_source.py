@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,13 +14,15 @@ from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.task_specs import TargetKind
 from hvd_batchgrow.data.datasets.class_labels import notes_on_classes
 from hvd_batchgrow.data.datasets.constant_faults import constant_faults
-from hvd_batchgrow.data.datasets.dataset import Dataset, Datasets
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Dataset, Datasets
+from hvd_batchgrow.data.datasets.normalization import chunks_of, finite_chunks
 from hvd_batchgrow.data.datasets.plausibility import byte_hint, check_layout
 from hvd_batchgrow.data.datasets.targets import check_target_values, target_faults
 from hvd_batchgrow.data.samples.keyed_fetch import check_same_again, with_keyed_fetch
 from hvd_batchgrow.data.samples.load_samples import ACCEPTED, load_samples, own_test_faults
 from hvd_batchgrow.import_string import NotFound, describe_error, find_callable
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
+from hvd_batchgrow.messages.wording import counted, with_article
 
 
 def load_own(data: DataSection, seed: int = 0, target: TargetKind | None = "class") -> Datasets:
@@ -39,11 +43,16 @@ def load_own(data: DataSection, seed: int = 0, target: TargetKind | None = "clas
     except NotFound as error:
         raise JobError([Fault("data.source", str(error))]) from error
     try:
+        if not _accepts_section(function):
+            example = f"def {data.source.partition(':')[2]}(data): …"
+            raise JobError([Fault("data.source", f"{data.source} receives the [data] section: define it as {example}")])
         source = function(data)
         if _has_datasets(source):
             return load_samples(source, data, seed, target)
-        source = _with_keyed_fetch(source, seed)
-        faults = check_own(source, data.shape, target)
+        faults = _array_faults(source)
+        if not faults:
+            source = _with_keyed_fetch(source, seed)
+            faults = check_own(source, data.shape, target)
     except (JobError, RunError):
         raise
     except (Exception, SystemExit) as error:  # the user's own code
@@ -53,6 +62,52 @@ def load_own(data: DataSection, seed: int = 0, target: TargetKind | None = "clas
     for part, samples in _sets(source):
         check_same_again(samples, f"data.source = {data.source!r}, {part}")
     return _with_notes(source) if target == "class" else source
+
+
+def _accepts_section(function: Callable[..., Any]) -> bool:
+    """Return whether a function can be called with one argument; true if its signature is unknown."""
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # some compiled callables have no signature
+        pass
+    return True
+
+
+def _array_faults(source: Any) -> list[str]:
+    """Return why the members of `ArrayDataset`s are not arrays of the same length.
+
+    Raises:
+        RunError: rows in memory, which `fetch` returns as they are, have values that are not finite.
+    """
+    if not isinstance(source, Datasets):
+        return []
+    faults = []
+    for part, samples in _sets(source):
+        if not isinstance(samples, ArrayDataset):
+            continue
+        members = {"values": samples.values, "targets": samples.targets}
+        wrong = [name for name, member in members.items() if not isinstance(member, np.ndarray)]
+        for name in wrong:
+            fault = f"{name} must be an array, are {with_article(type(members[name]).__name__)}"
+            faults.append(f"{part}: {fault}: numpy.asarray({name})")
+        if not wrong and len(samples.values) != len(samples.targets) and type(samples).__len__ is ArrayDataset.__len__:
+            faults.append(f"{part}: {len(samples.values):,} values and {len(samples.targets):,} targets")
+    if not faults:
+        for part, samples in _sets(source):
+            _check_finite(samples, f"data.source, {part}")
+    return faults
+
+
+def _check_finite(samples: Dataset, place: str) -> None:
+    """Raise RunError if rows in memory are not finite. A file that is mapped would have to be read as a whole."""
+    if not isinstance(samples, ArrayDataset) or type(samples).fetch is not ArrayDataset.fetch:
+        return
+    values = samples.values
+    if values.ndim == 2 and values.dtype.kind == "f" and values.size and not isinstance(values, np.memmap):
+        for _ in finite_chunks(chunks_of(values, "", lambda *_: None), place):
+            pass
 
 
 def _has_datasets(returned: Any) -> bool:
@@ -105,10 +160,10 @@ def check_own(source: Any, shape: tuple[int, ...] | None = None, target: TargetK
         if (source.train.kind, source.train.shape) != (samples.kind, samples.shape):
             kinds = f"{source.train.kind} {source.train.shape} and {samples.kind} {samples.shape}"
             faults.append(f"train and {part} must have the same kind and shape, and are {kinds}")
+    if not faults and source.train.kind == "images":  # the user's code may use data.shape for other purposes
+        check_layout(source.train.shape, shape if shape == source.train.shape else None, "data.source, train")
     faults += _constant_faults(source)
     if not faults:
-        if source.train.kind == "images":  # the user's code may use data.shape for other purposes
-            check_layout(source.train.shape, shape if shape == source.train.shape else None, "data.source, train")
         for part, samples in sets:
             check_target_values(samples, source.num_classes, target, f"data.source, {part}")
     return faults
@@ -119,7 +174,8 @@ def _sample_faults(samples: Dataset, target: TargetKind | None) -> list[str]:
     if samples.kind not in axes:
         return [f"kind must be one of {', '.join(axes)}, is {samples.kind!r}"]
     if len(samples.shape) != axes[samples.kind]:
-        return [f"shape of {samples.kind} must have {axes[samples.kind]} numbers, is {samples.shape}"]
+        hint = "; give grey images a channel: images[..., None]" if len(samples.shape) == 2 else ""
+        return [f"shape of {samples.kind} must have {counted(axes[samples.kind], 'number')}, is {samples.shape}{hint}"]
     if not len(samples):
         return ["is empty"]
     faults = []

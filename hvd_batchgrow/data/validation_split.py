@@ -13,6 +13,8 @@ from hvd_batchgrow.config.split import num_held_out
 from hvd_batchgrow.data.datasets.dataset import Dataset, Datasets, Ids
 from hvd_batchgrow.data.datasets.subset import Subset
 from hvd_batchgrow.data.order.stream import keyed_permutation
+from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.messages.wording import counted
 
 _VALIDATION, _TEST = 1, 2
 """Domains that separate the two draws from each other and from the order of the epochs, which has domain 0."""
@@ -62,7 +64,15 @@ def with_test(source: Datasets, fraction: float, seed: int) -> Datasets:
         source: the samples; its test set is replaced.
         fraction: `data.test_fraction`, above 0.
         seed: of the job.
+
+    Raises:
+        JobError: no sample would be left to train on.
     """
+    if num_held_out(len(source.train), fraction) >= len(source.train):
+        fault = (
+            f"{fraction:g} of {counted(len(source.train), 'sample')}, rounded up: no sample would be left to train on"
+        )
+        raise JobError([Fault("data.test_fraction", fault)])
     train, test, fingerprint = _divide(source.train, fraction, seed, _TEST)
     return replace(source, train=train, test=test, schema={**source.schema, "test": fingerprint})
 

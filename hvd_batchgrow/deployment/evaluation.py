@@ -107,7 +107,7 @@ def _with_data(tree: Mapping[str, Any], overrides: Mapping[str, Any], run: Path)
         raise JobError([Fault(key, fault) for key in others], "command line")
     changed = {key.partition(".")[2]: value for key, value in overrides.items()}
     data = {**tree["data"], **changed}
-    if overrides and data["source"] in {"csv", "parquet"}:
+    if overrides and data["source"] in {"csv", "parquet", "image_folder"}:
         data["test_fraction"] = 0.0  # other files are not split
     return parse_job({**tree, "data": data}, str(run / FILE))
 

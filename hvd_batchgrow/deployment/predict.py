@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -14,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from hvd_batchgrow.data.datasets.dataset import ArrayDataset, BadSample, Dataset, Datasets
+from hvd_batchgrow.data.images.class_folders import is_image_name
 from hvd_batchgrow.data.images.decode_rgb import UNDECODABLE, fault_text, open_image, stored_rgb
 from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset, read_header
 from hvd_batchgrow.data.images.image_header import bad_header
@@ -85,7 +87,9 @@ def _of_table(network: TrainedNetwork, path: Path, on_bad: OnBadFile) -> Iterato
     try:
         rows = read_rows(path, network.description, network.job.data, with_targets=False)
     except RunError as error:
-        on_bad(path, str(error).removeprefix(str(path)).lstrip(": "))
+        fault = str(error).removeprefix(str(path)).lstrip(":, ")
+        is_image = path.is_file() and is_image_name(os.fsencode(path.name))
+        on_bad(path, "is an image; this run reads csv and parquet files" if is_image else fault)
         return
     samples = ArrayDataset(rows.values, rows.targets, str(path))
     for ids, inputs in evaluation_inputs(network, samples):

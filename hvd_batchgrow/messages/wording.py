@@ -28,6 +28,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def with_article(noun: str) -> str:
+    """Return `a list`, `an ArrayDataset`."""
+    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
+
+
 def listed(items: Sequence[Any], most: int = 3, *, text: Callable[[Any], str] = str, separator: str = ", ") -> str:
     """Return the first items, and the number of further ones: "a, b and 3 more"."""
     shown = separator.join(map(text, items[:most]))

@@ -375,6 +375,13 @@ NAN_ROWS = np.where(np.arange(40).reshape(20, 2) == 17, np.nan, 1).astype(np.flo
             np.zeros(20),
             r"train_labels.npy: labels are float64; they must be integers: .*astype\('int64'\)",
         ),
+        (
+            "train_labels",
+            np.array([*"ab"] * 10),
+            r"labels are <U1; they must be integers: .*searchsorted\(numpy.unique\(train_labels\), labels\)",
+        ),
+        ("train_labels", np.array([0, np.nan] * 10), r"float64; they must be integers, and entry 1 is nan$"),
+        ("train_labels", np.array([0, 1, 0.5, np.inf] * 5), r"float64; they must be integers, and entry 2 is 0.5$"),
         ("test_labels", np.full(7, -1), r"7 of 7 test labels are not in 0 … 3: .*test_labels.npy, entry 0 has -1"),
         ("train_rows", np.zeros((20, 2), np.float32), r"contains both train_images.npy and train_rows.npy: remove one"),
     ],

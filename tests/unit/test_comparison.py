@@ -183,7 +183,8 @@ def test_training_data_of_the_same_size_that_differ_are_a_confound(tmp_path: Pat
     other = {**data, "mean": [0.5, 200.0], "targets_sha256": "cd" * 32}
 
     def against(recorded: dict[str, Any], name: str, **job: Any) -> tuple[str, ...]:
-        runs = [write_run(tmp_path / "a", 1, 0.9), write_run(tmp_path / name, 1, 0.1, "decay", **job)]
+        folder = tmp_path / name
+        runs = [write_run(folder / "a", 1, 0.9), write_run(folder / "b", 1, 0.1, "decay", **job)]
         for run, values in zip(runs, (data, recorded), strict=True):
             record = json.loads((run.folder / "record.json").read_text())
             (run.folder / "record.json").write_text(json.dumps({**record, "data": values}))

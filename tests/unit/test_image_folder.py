@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.images import image_folder
 from hvd_batchgrow.data.load_source import load_source
-from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.data.validation_split import held_out_ids
+from hvd_batchgrow.messages.errors import JobError, RunError
 from tests.helpers import labels_of
 from tests.pictures import FOLDER, NUM_TRAIN, NUM_VAL, Picture, assert_holds, picture, pictures, write_folder
 
@@ -94,13 +97,48 @@ def test_folders_that_make_no_source_are_named(tmp_path: Path) -> None:
         FOLDER.read(tmp_path, train="trian")
     (tmp_path / "val" / "dgo").mkdir()
     (tmp_path / "val" / "dgo" / "1.png").write_bytes(picture(1).data)
-    head = r"1 folders are not among the 3 classes of .*train:"
+    head = r"1 folder is not among the 3 classes of .*train:"
     with pytest.raises(RunError, match=rf"{head}\n  .*val/dgo, nearest: dog"):
         FOLDER.read(tmp_path)
     (tmp_path / "flat").mkdir()
     (tmp_path / "flat" / "1.png").write_bytes(picture(1).data)
     with pytest.raises(RunError, match=r"flat has no class folders; move the 1 images in it to .*flat/<class>"):
         FOLDER.read(tmp_path, test="flat")
+
+
+def test_one_folder_of_classes_is_divided_by_the_seed(tmp_path: Path) -> None:
+    train = pictures(NUM_TRAIN)
+    root = FOLDER.make(tmp_path / "data", train)
+    remedy = "; data.test_fraction = 0.1 holds out a tenth of the training images for testing"
+    shutil.rmtree(root / "val")
+    with pytest.raises(RunError, match=rf"val is not a folder; there is train/{remedy}"):
+        FOLDER.read(root)
+    sources = [FOLDER.read(folder, test_fraction=0.25) for folder in (root, root / "train")]
+    with pytest.raises(
+        RunError, match=r"train is not a folder; there is .*; if these are the classes, data.test_fraction"
+    ):
+        FOLDER.read(root / "train")
+    every = [path.read_bytes() for path in sorted((root / "train").rglob("*.*"))]
+    held_out = held_out_ids(NUM_TRAIN, 0.25, 0, 2)
+    assert len(held_out) == NUM_TRAIN // 4
+    for source in sources:
+        found = [bytes(image) for image in source.test.fetch(np.arange(len(source.test)))]
+        assert found == [every[k] for k in held_out]
+        rest = [bytes(image) for image in source.train.fetch(np.arange(len(source.train)))]
+        assert rest == [data for k, data in enumerate(every) if k not in held_out]
+    with pytest.raises(JobError, match=r"data.test_fraction: 0.99 of .* samples, rounded up: no sample would be left"):
+        FOLDER.read(root, test_fraction=0.99)
+
+
+def test_test_images_that_are_the_training_images_are_noted(tmp_path: Path) -> None:
+    root = FOLDER.make(tmp_path, pictures(NUM_TRAIN))
+    assert FOLDER.read(root).notes == ()
+    shutil.rmtree(root / "val")
+    shutil.copytree(root / "train", root / "val", copy_function=shutil.copyfile)
+    fault = (
+        f"{root}/val has the same files as {root}/train, by name and size: the test images are those of the training"
+    )
+    assert FOLDER.read(root).notes == (fault,)
 
 
 def test_a_dangling_link_is_a_bad_image(tmp_path: Path) -> None:

@@ -34,8 +34,10 @@ from hvd_batchgrow.data.tensor_tree import bit_identical, map_tensors, take_rows
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.messages.errors import JobError, RunError
 from hvd_batchgrow.nn.build import build_model, hazards
+from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.tasks.classification import Classification
-from tests.helpers import job_tree
+from hvd_batchgrow.train.update.non_finite import NonFinite, describe
+from tests.helpers import job_tree, small_job
 from tests.own_datasets import NUM_TEST, NUM_TRAIN, Pictures, Trees, augmented, to_floats
 
 GROUP, CPU = 8, torch.device("cpu")
@@ -269,7 +271,7 @@ def test_a_sample_that_fails_during_training_is_named_when_it_is_reached(
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        ("iterable", "the returned object is a Endless, which can only be read in its own order."),
+        ("iterable", "the returned object is an Endless, which can only be read in its own order."),
         (
             "generator",
             "must return a hvd_batchgrow.data.datasets.dataset.Datasets, returned generator; or map-style",
@@ -636,6 +638,39 @@ def test_classes_of_any_type_and_probabilities_have_a_loss(target: Any) -> None:
     wanted = torch.tensor([0.5, 0.5] if np.ndim(target) else [0.0, 1.0])
     assert weight == (wanted * torch.tensor([1.0, 3.0])).sum()
     torch.testing.assert_close(loss, -weight * (wanted * logits[0].log_softmax(0)).sum())
+
+
+def test_labels_that_count_from_one_are_explained() -> None:
+    reader = Reader(PLAIN_DATA, load_lines(1, 2, "class"), CPU, 1, raise_bad, 8)
+    with pytest.raises(
+        RunError, match=r"has the target 2; .*\(data.num_classes\); if your labels are 1 … 2, return label"
+    ):
+        list(reader.testing([range(12, 20)]))
+    reader = Reader(PLAIN_DATA, load_lines(0, 2, "class"), CPU, 1, raise_bad, 8)
+    with pytest.raises(RunError, match=r"\(data.num_classes\)$"):
+        list(reader.testing([range(12, 20)]))
+
+
+class WithNan(Lines):
+    """Sample 17 has a NaN."""
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.tensor([1.0, torch.nan if index == 17 else 2.0]), self.target
+
+
+def test_the_sample_whose_nan_made_a_loss_nan_is_named() -> None:
+    plan = compile_plan(small_job(), 1, 300)  # for its learning rate and ghost batch
+    stream, group = Stream(20, 7), plan.ghost_batch
+    found = stream.ids(0, 20).tolist().index(17) // group
+    source = load_samples((WithNan(1, 1),) * 2, section("unused", num_classes=2), 0, "class")
+    for slots in ((found,), tuple(range(found + 1))):
+        text = describe(NonFinite(slots), plan, stream, 0, source.train)
+        assert re.search(r"\n  the input of .*sample 17 has a NaN: correct the data$", text)
+        assert "warm-up" not in text
+    ids = stream.ids(8, 16).tolist()
+    text = describe(NonFinite((1,)), plan, stream, 0, load_lines(1, 1, "class").train)
+    assert f"in the micro-batch of the ghost batch with samples 8 … 15, ids {ids}\n" in text
+    assert text.endswith("a lower learning rate or a warm-up may prevent them")
 
 
 def test_a_token_outside_of_the_vocabulary_is_named() -> None:

@@ -146,7 +146,9 @@ def test_invalid_cells_and_columns_are_reported(rows: str, capsys: pytest.Captur
     Path("lacks.csv").write_text("x,color\n1,red\n")
     Path("good.csv").write_text("x,color,y\n1,red,2\n")
     capsys.readouterr()
-    files = ["green.csv", "word.csv", "lacks.csv", "absent.csv", "good.csv"]
+    Path("photo.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    Path("latin.csv").write_bytes(b"x,color,y\n1,r\xe9d,2\n")
+    files = ["green.csv", "word.csv", "lacks.csv", "absent.csv", "good.csv", "photo.jpg", "latin.csv"]
     assert main(["predict", str(RUN), *files]) == 1
     out, error = capsys.readouterr()
     assert [line["file"] for line in csv.DictReader(out.splitlines())] == ["good.csv"]
@@ -155,6 +157,8 @@ def test_invalid_cells_and_columns_are_reported(rows: str, capsys: pytest.Captur
     assert "column 'x': 1 of 2 cells is not a finite number: line 3: 'one'" in error
     assert "lacks.csv: column 'y' is missing; there are x, color" in error
     assert "absent.csv: does not exist" in error
+    assert "photo.jpg: is an image; this run reads csv and parquet files\n" in error
+    assert "latin.csv: line 2: not UTF-8" in error
 
 
 def test_a_checkpoint_and_the_average_can_be_chosen(job: str, capsys: pytest.CaptureFixture[str]) -> None:

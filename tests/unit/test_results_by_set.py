@@ -7,8 +7,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset
 from hvd_batchgrow.data.source_checks import known_num_samples
 from hvd_batchgrow.observers.console import PlainConsole
 from hvd_batchgrow.observers.console_tables import result_table
@@ -85,4 +87,10 @@ def test_the_table_of_results_does_not_pass_off_a_validation_result_as_a_test(tm
 
 
 def test_a_loss_that_is_not_finite_is_reported_with_its_set() -> None:
-    assert "the validation loss is nan" in describe_evaluation(replace(VALIDATION, loss=float("nan")), "float32")
+    rows = np.ones((20, 3), np.float32)
+    of_rows, failed = ArrayDataset(rows, np.zeros(20, np.int64), "rows.npy"), replace(VALIDATION, loss=float("nan"))
+    text = describe_evaluation(failed, "float32", of_rows)
+    assert "the validation loss is nan\n  a lower learning rate or a warm-up may prevent it" in text
+    rows[17, 1] = np.inf
+    text = describe_evaluation(failed, "float32", of_rows)
+    assert text.endswith("is nan\n  the input of rows.npy, entry 17 has an infinite value: correct the data")

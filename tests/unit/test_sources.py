@@ -111,11 +111,42 @@ def describe(data):
     raise RunError("the disk is full")
 
 def bad(data):
-    images = ArrayDataset(np.ones((4, 2, 2, 1), np.float64), np.zeros(3, np.int32))
+    images = ArrayDataset(np.ones((4, 2, 2, 1), np.float64), np.zeros(4, np.int32))
     return Datasets(rows(8), images, 0, (0.0,), (1.0, 0.0))
 
 def stripped(data):
     return Datasets(object(), rows(4), 2, (0.0, 0.0), (1.0, 1.0))
+
+def shorter(data):
+    rows = np.ones((400, 2), np.float32)
+    return Datasets(ArrayDataset(rows, np.zeros(300, np.int64)), ArrayDataset(rows[:40], np.zeros(60, np.int64)),
+                    2, (0.0, 0.0), (1.0, 1.0))
+
+def lists(data):
+    samples = ArrayDataset(np.ones((4, 2), np.float32), [0, 1, 0, 1])
+    return Datasets(samples, rows(4), 2, (0.0, 0.0), (1.0, 1.0))
+
+def images(data):
+    count = {"grey": 1, "channels first": 3}[data.label]
+    shape = {"grey": (8, 28, 28), "channels first": (8, 3, 32, 32)}[data.label]
+    samples = ArrayDataset(np.ones(shape, np.uint8), np.zeros(8, np.int64))
+    return Datasets(samples, samples, 2, (0.5,) * count, (0.5,) * count)
+
+def no_parameter():
+    return good(None)
+
+def pair(data):
+    return rows(8), rows(4)
+
+def with_nan(data):
+    values = np.ones((40, 3), np.float32)
+    values[17, 2] = np.nan
+    bad, fine = ArrayDataset(values, np.zeros(40, np.int64)), ArrayDataset(values[:9], np.zeros(9, np.int64))
+    sets = (fine, bad) if data.label == "test" else (bad, fine)
+    return Datasets(*sets, 2, (0.0,) * 3, (1.0,) * 3)
+
+def from_one(data):
+    return Datasets(rows(8, 1 + np.arange(8) % 2), rows(4), 2, (0.0, 0.0), (1.0, 1.0))
 
 def beyond(data):
     return Datasets(rows(8, np.arange(8)), rows(4), 2, (0.0, 0.0), (1.0, 1.0))
@@ -173,11 +204,39 @@ def test_faults_of_a_user_source_are_reported(own: None, function: str, error: t
         load_source(section(function, num_samples=8), 0, no_report)
 
 
+@pytest.mark.parametrize(
+    ("function", "label", "faults"),
+    [
+        ("shorter", None, ["train: 400 values and 300 targets", "test: 40 values and 60 targets"]),
+        ("lists", None, ["train: targets must be an array, are a list: numpy.asarray(targets)"]),
+        (
+            "images",
+            "grey",
+            ["shape of rows must have 1 number, is (28, 28); give grey images a channel: images[..., None]"],
+        ),
+        (
+            "images",
+            "channels first",
+            ["if the channels are axis 1: numpy.save(…, numpy.ascontiguousarray(x.transpose("],
+        ),
+        ("no_parameter", None, ["receives the [data] section: define it as def no_parameter(data): …"]),
+        ("pair", None, ["returned arrays without", "; return Datasets(train, test, num_classes, mean, std)"]),
+        ("with_nan", "train", ["data.source, train: row 17, feature 2 is nan, not a finite number"]),
+        ("with_nan", "test", ["data.source, test: row 17, feature 2 is nan, not a finite number"]),
+        ("from_one", None, ["sample 1 has 2; ", "; if your labels are 1 … 2, return label - 1"]),
+    ],
+)
+def test_faults_of_arrays_are_found_at_the_start(own: None, function: str, label: Any, faults: list[str]) -> None:
+    with pytest.raises((JobError, RunError)) as caught:
+        load_source(section(f"own_source:{function}", num_samples=8, label=label), 0, no_report)
+    assert [fault for fault in faults if fault not in str(caught.value)] == []
+
+
 def test_all_faults_of_a_user_source_are_reported_at_once(own: None) -> None:
     with pytest.raises(JobError) as caught:
         load_source(section("own_source:bad", num_samples=8), 0, no_report)
     assert [fault.message.removeprefix("own_source:bad: ") for fault in caught.value.faults] == [
-        "test: targets must be classes, int64 (n,), are int32 (3,)",
+        "test: targets must be classes, int64 (n,), are int32 (4,)",
         "test: fetch of one sample must return uint8 (1, 2, 2, 1), returned float64 (1, 2, 2, 1); "
         "values of 1 … 1: (255 * x).round().astype('uint8')",
         "train and test must have the same kind and shape, and are rows (2,) and images (2, 2, 1)",

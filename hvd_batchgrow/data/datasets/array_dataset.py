@@ -41,12 +41,22 @@ def with_channels(values: NDArray[Any]) -> NDArray[Any]:
 def int64_labels(labels: NDArray[Any], place: str) -> NDArray[np.int64]:
     """Return labels as int64. Raise RunError if they are not integers, or if a label does not fit."""
     if not np.issubdtype(labels.dtype, np.integer):
-        raise RunError(
-            f"{place}: labels are {labels.dtype}; they must be integers: numpy.save(…, labels.astype('int64'))"
-        )
+        raise RunError(f"{place}: labels are {labels.dtype}; they must be integers{_integer_hint(labels)}")
     if labels.size and int(labels.max()) >= 1 << 62:
         raise RunError(f"{place}, entry {int(labels.argmax())} has the label {int(labels.max())}, which is not a class")
     return labels.astype(np.int64)
+
+
+def _integer_hint(labels: NDArray[Any]) -> str:
+    """Return the code that makes integers of labels, or the first label that is not one."""
+    if labels.dtype.kind in "SU":
+        number = "numpy.searchsorted(numpy.unique(train_labels), labels)"
+        return f": numpy.save(…, {number}), with the train_labels for both files"
+    if labels.dtype.kind == "f":
+        wrong = np.flatnonzero(~np.isfinite(labels) | (labels != np.rint(labels)))
+        if len(wrong):
+            return f", and entry {wrong[0]} is {labels[wrong[0]]}"
+    return ": numpy.save(…, labels.astype('int64'))"
 
 
 def array_source(

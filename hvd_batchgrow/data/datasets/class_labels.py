@@ -66,7 +66,14 @@ def count_classes(labels: Labels, num_classes: int | None, where: Where) -> tupl
     return first, num_classes
 
 
-def check_range(labels: Labels, first: int, num_classes: int, where: Where, what: str = "") -> None:
+def one_based_hint(least: int, largest: int, num_classes: int) -> str:
+    """Return how to fix labels of a custom source that count from 1; empty if they do not seem to."""
+    return f"; if your labels are 1 … {num_classes}, return label - 1" if least >= 1 and largest == num_classes else ""
+
+
+def check_range(
+    labels: Labels, first: int, num_classes: int, where: Where, what: str = "", *, is_custom: bool = False
+) -> None:
     """Raise RunError, with the location of the first five, if labels are not in first … first + C - 1.
 
     Args:
@@ -75,18 +82,20 @@ def check_range(labels: Labels, first: int, num_classes: int, where: Where, what
         num_classes: C.
         where: returns the location of a label.
         what: "training" or "test", for the message; empty: the location says so.
+        is_custom: of a custom source, whose labels are not shifted.
     """
     last = first + num_classes - 1
     wrong = (labels < first) | (labels > last)
     if wrong.any():
-        _refuse(labels, wrong, f"not in {first} … {last}", where, what and f" {what}")
+        hint = one_based_hint(int(labels.min()), int(labels.max()), num_classes) if is_custom else ""
+        _refuse(labels, wrong, f"not in {first} … {last}", where, what and f" {what}", hint)
 
 
-def _refuse(labels: Labels, wrong: NDArray[np.bool_], fault: str, where: Where, what: str = "") -> None:
+def _refuse(labels: Labels, wrong: NDArray[np.bool_], fault: str, where: Where, what: str = "", hint: str = "") -> None:
     places = np.flatnonzero(wrong).tolist()
     verb = "is" if len(places) == 1 else "are"
     shown = listed(places, _NUM_SHOWN, text=lambda k: f"{where(k)} has {labels[k]}", separator="; ")
-    raise RunError(f"{len(places):,} of {len(labels):,}{what} labels {verb} {fault}: {shown}")
+    raise RunError(f"{len(places):,} of {len(labels):,}{what} labels {verb} {fault}: {shown}{hint}")
 
 
 def _refuse_gaps(labels: Labels, num_classes: int, where: Where) -> None:

@@ -65,7 +65,7 @@ def check_target_values(samples: Dataset, num_classes: int, target: TargetKind |
     """
     targets = first_targets(samples)
     if target == "class":
-        check_range(targets, 0, num_classes, partial("{}, sample {}".format, place))
+        check_range(targets, 0, num_classes, partial("{}, sample {}".format, place), is_custom=True)
     if target == "tokens":
         _check_tokens(targets, num_classes, place)
     if target == "values":

@@ -32,6 +32,7 @@ from hvd_batchgrow.data.images.encoded_dataset import (
 )
 from hvd_batchgrow.data.images.image_header import bad_header
 from hvd_batchgrow.data.images.image_index import Entry, make_index
+from hvd_batchgrow.data.validation_split import with_test
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.messages.wording import counted
 
@@ -61,6 +62,8 @@ class Tree:
     """Its sub-folders that hold images, sorted."""
     num_bytes: int
     """Of all images."""
+    names: str
+    """SHA-256 over class, name and length of every image."""
     digest: str
     """SHA-256 over name, length and modification time of every image; the list itself would be 100 MB for ImageNet."""
     notes: tuple[str, ...]
@@ -72,26 +75,31 @@ def load(data: DataSection, seed: int, report: ReportProgress) -> Datasets:
 
     Classes are the sub-folders of the training folder that hold images, numbered in the order of their names;
     samples are ordered by class and then by path, both compared as bytes. `data.train` and `data.test`
-    name other folders. By default test images are in `val`, or in `test` if `val` does not exist. The source's notes
-    list what was skipped.
+    name other folders. By default test images are in `val`, or in `test` if `val` does not exist. With
+    `data.test_fraction` they are a part of the training images, which are then in `train`, or in the root itself if
+    `train` does not exist. The source's notes list what was skipped.
 
     Raises:
         JobError: no `data.root`.
         RunError: a folder is missing or empty, a test folder is not a class, or images are bad.
     """
     root = need_root(data, "the folder of its files")
-    train = _walk_set(root, Path(data.train or "train"))
-    test = _walk_set(root, Path(data.test or ("test" if _has_only_test(root) else "val")))
+    one_folder = bool(data.test_fraction)
+    usual = "." if one_folder and not (root / "train").is_dir() else "train"
+    hint = _fraction_hint(data, root)
+    train = _walk_set(root, Path(data.train or usual), hint)
+    test_folder = Path(data.test or ("test" if _has_only_test(root) else "val"))
+    test = train if one_folder else _walk_set(root, test_folder, hint)
     _check_classes(root, test, train.classes, str(root / train.folder))
     num_classes = data.num_classes or len(train.classes)
     if num_classes < len(train.classes):
         raise RunError(f"data.num_classes = {num_classes}, but {root / train.folder} has {len(train.classes)} classes")
-    samples = [
-        _indexed(root, tree, train.classes, report, apply_orientation=data.apply_orientation) for tree in (train, test)
-    ]
-    source = encoded_source(data, samples[0], samples[1], num_classes)
-    schema = {"classes": list(train.classes)}
-    return replace(source, schema=schema, notes=(*train.notes, *test.notes, *_untested(root, train, test)))
+    trees = (train,) if one_folder else (train, test)
+    samples = [_indexed(root, tree, train.classes, report, apply_orientation=data.apply_orientation) for tree in trees]
+    source = replace(encoded_source(data, samples[0], samples[-1], num_classes), schema={"classes": [*train.classes]})
+    if one_folder:
+        return with_test(replace(source, notes=train.notes), data.test_fraction, seed)
+    return replace(source, notes=(*train.notes, *test.notes, *_untested(root, train, test), *_same(root, train, test)))
 
 
 def load_test(data: DataSection, classes: Sequence[str], report: ReportProgress) -> EncodedDataset:
@@ -122,6 +130,13 @@ def _untested(root: Path, train: Tree, test: Tree) -> list[str]:
     return [f"{head}: {names}"] if missing else []
 
 
+def _same(root: Path, train: Tree, test: Tree) -> list[str]:
+    if train.names != test.names:
+        return []
+    head = f"{root / test.folder} has the same files as {root / train.folder}, by name and size"
+    return [f"{head}: the test images are those of the training"]
+
+
 def _has_only_test(root: Path) -> bool:
     return (root / "test").is_dir() and not (root / "val").is_dir()
 
@@ -132,15 +147,27 @@ def _check_classes(root: Path, test: Tree, classes: Sequence[str], place: str) -
     if unknown:
         near = [get_close_matches(name, classes, n=1, cutoff=0)[0] for name in unknown[:NUM_SHOWN]]
         lines = [f"{root / test.folder / name}, nearest: {n}" for name, n in zip(unknown, near, strict=False)]
-        head = f"{len(unknown)} folders are not among the {len(known)} classes of {place}"
+        verb = "is" if len(unknown) == 1 else "are"
+        head = f"{counted(len(unknown), 'folder')} {verb} not among the {len(known)} classes of {place}"
         raise RunError(listing(head, lines, len(unknown)))
 
 
-def _walk_set(root: Path, folder: Path) -> Tree:
-    digest, num_bytes, path = hashlib.sha256(), 0, root / folder
+def _fraction_hint(data: DataSection, root: Path) -> str:
+    """Return how to use one folder of images for training and testing; empty if the job or the root has others."""
+    if data.source != "image_folder" or data.train or data.test or (root / "val").is_dir() or (root / "test").is_dir():
+        return ""
+    if (root / "train").is_dir():
+        return "; data.test_fraction = 0.1 holds out a tenth of the training images for testing"
+    if any(entry.is_dir() and is_class_name(entry.name) for entry in root.iterdir()):
+        return "; if these are the classes, data.test_fraction = 0.1 holds out a tenth of the images for testing"
+    return ""
+
+
+def _walk_set(root: Path, folder: Path, hint: str = "") -> Tree:
+    digest, names_digest, num_bytes, path = hashlib.sha256(), hashlib.sha256(), 0, root / folder
     classes, empty = list[str](), dict[str, Skipped]()
     with reading(path):
-        names, skipped = _sub_folders(path)
+        names, skipped = _sub_folders(path, hint)
         for name in names:
             images, others = images_below(path / name)
             skipped.update(others)
@@ -148,18 +175,20 @@ def _walk_set(root: Path, folder: Path) -> Tree:
                 empty[name] = others
                 continue
             classes.append(name)
-            digest.update(b"%b\0%d\0" % (os.fsencode(name), len(images)))
+            head = b"%b\0%d\0" % (os.fsencode(name), len(images))
+            digest.update(head)
+            names_digest.update(head + b"".join([b"%b\0%d\0" % image[:2] for image in images]))
             digest.update(b"".join([b"%b\0%d\0%d\0" % image for image in images]))
             num_bytes += sum([image.length for image in images])
     _check_empty(path, classes, empty)
     notes = (*_files_note(path, skipped), *_folders_note(path, skipped.folders, list(empty)))
-    return Tree(folder, tuple(classes), num_bytes, digest.hexdigest(), notes)
+    return Tree(folder, tuple(classes), num_bytes, names_digest.hexdigest(), digest.hexdigest(), notes)
 
 
-def _sub_folders(path: Path) -> tuple[list[str], Skipped]:
+def _sub_folders(path: Path, hint: str) -> tuple[list[str], Skipped]:
     """Return the names of possible class folders, sorted by their bytes, and everything else in the folder."""
     if not path.is_dir():
-        raise RunError(f"{path} is not a folder; {nearest(path.parent, path.name)}")
+        raise RunError(f"{path} is not a folder; {nearest(path.parent, path.name)}{hint}")
     with os.scandir(os.fsencode(path)) as entries:
         found = sorted((entry.name, entry.is_dir()) for entry in entries)
     loose = [name for name, is_folder in found if not is_folder]

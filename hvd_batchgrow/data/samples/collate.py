@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from hvd_batchgrow.data.tensor_tree import Tree, form_of, map_tensors
+from hvd_batchgrow.messages.wording import with_article
 
 TARGET_KEYS = ("target", "targets", "label", "labels")
 """Keys under which a dict sample may have its target."""
@@ -37,7 +38,7 @@ def split_sample(sample: Any) -> tuple[Any, Any]:
         return {key: value for key, value in sample.items() if key != found[0]}, sample[found[0]]
     if not isinstance(sample, (tuple, list)) or len(sample) < 2:
         size = f" of {len(sample)} part" if isinstance(sample, (tuple, list)) else ""
-        raise SampleFault(f"is a {type(sample).__name__}{size}; {_RULE}")
+        raise SampleFault(f"is {with_article(type(sample).__name__)}{size}; {_RULE}")
     *inputs, target = sample
     return (inputs[0] if len(inputs) == 1 else tuple(inputs)), target
 

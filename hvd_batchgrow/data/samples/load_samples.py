@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.task_specs import TargetKind
-from hvd_batchgrow.data.datasets.dataset import Datasets
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Datasets
 from hvd_batchgrow.data.samples.keyed_samples import Drawn, KeyedSamples, Request, drawn_or_raise
 from hvd_batchgrow.data.samples.reproducible import check_reproducible, ids_to_compare
 from hvd_batchgrow.data.samples.sample_dataset import SampleDataset
@@ -22,6 +22,7 @@ from hvd_batchgrow.data.samples.worker_pool import WorkerPool
 from hvd_batchgrow.data.tensor_tree import bit_identical, form_of
 from hvd_batchgrow.data.validation_split import with_test
 from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.messages.wording import with_article
 
 _NAMES = {1: ("train",), 2: ("train", "test"), 3: ("train", "validation", "test")}
 ACCEPTED = "map-style torch Datasets: one, (train, test) or (train, validation, test)"
@@ -79,6 +80,9 @@ def _sets_of(returned: Any, data: DataSection) -> dict[str, Any]:
     if len(found) not in _NAMES:
         fault = f"{data.source} returned a tuple of {len(found)}; return {ACCEPTED}"
         raise JobError([Fault("data.source", fault)])
+    if any(isinstance(dataset, ArrayDataset) for dataset in found):
+        fault = f"{data.source} returned arrays without their number of classes, mean and std"
+        raise JobError([Fault("data.source", f"{fault}; return Datasets(train, test, num_classes, mean, std)")])
     faults = []
     for name, dataset in zip(_NAMES[len(found)], found, strict=True):
         if (wrong := _fault(dataset)) is not None:
@@ -109,13 +113,15 @@ def _fault(dataset: Any) -> str | None:
     """Return why an object is not a map-style Dataset; None if it is."""
     if isinstance(dataset, IterableDataset) or (hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__")):
         return (
-            f"is a {type(dataset).__name__}, which can only be read in its own order. The order of the samples, "
-            "resuming and the division among ranks need each sample by its number: use a Dataset with __getitem__ and "
-            "__len__, or write the samples to shards for data.source = 'webdataset' or 'tfrecord'"
+            f"is {with_article(type(dataset).__name__)}, which can only be read in its own order. The order of the "
+            "samples, resuming and the division among ranks need each sample by its number: use a Dataset with "
+            "__getitem__ and __len__, or write the samples to shards for data.source = 'webdataset' or 'tfrecord'"
         )
     lacking = [name for name in ("__getitem__", "__len__") if not hasattr(dataset, name)]
     if lacking or isinstance(dataset, (Mapping, str)):
-        return f"is a {type(dataset).__name__}, which is not a map-style Dataset with __getitem__ and __len__"
+        return (
+            f"is {with_article(type(dataset).__name__)}, which is not a map-style Dataset with __getitem__ and __len__"
+        )
     return None if len(dataset) else "is empty"
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hvd_batchgrow.config.source_specs import Kind
 from hvd_batchgrow.config.task_specs import IGNORED_TOKEN
+from hvd_batchgrow.data.datasets.class_labels import one_based_hint
 from hvd_batchgrow.data.datasets.dataset import NO_SIZES, Ids
 from hvd_batchgrow.data.datasets.example import Example
 from hvd_batchgrow.data.samples.keyed_samples import Drawn, KeyedSamples, Request, drawn_or_raise
@@ -84,8 +85,12 @@ class SampleDataset:
         drawn = self._draw(np.arange(min(_NUM_EXAMPLES, len(self))))
         return Example(drawn.inputs, drawn.targets)
 
+    def draw(self, epochs: Ids, ids: Ids) -> Drawn:
+        """Return some samples, drawn by this process. Raises RunError if `__getitem__` fails."""
+        return drawn_or_raise(self._samples.draw(Request(self._part, epochs, ids)))
+
     def _draw(self, ids: Ids) -> Drawn:
-        return drawn_or_raise(self._samples.draw(Request(self._part, np.zeros(len(ids), dtype=np.int64), ids)))
+        return self.draw(np.zeros(len(ids), dtype=np.int64), ids)
 
     def _check_classes(self, targets: Any, ids: Ids) -> None:
         """Check targets that look like class numbers, one integer per sample, and tokens."""
@@ -101,4 +106,6 @@ class SampleDataset:
             place = tuple(wrong[0])
             shown = f"{self.locate(int(ids[place[0]]))} has the target {int(targets[place])}"
             rest = f", or {IGNORED_TOKEN} where a token does not count" if self._has_tokens else ""
-            raise RunError(f"{shown}; targets must be in 0 … {self._num_classes - 1} (data.num_classes){rest}")
+            least, largest = int(targets.min()), int(targets.max())
+            hint = "" if self._has_tokens else one_based_hint(least, largest, self._num_classes)
+            raise RunError(f"{shown}; targets must be in 0 … {self._num_classes - 1} (data.num_classes){rest}{hint}")

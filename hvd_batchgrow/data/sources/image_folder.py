@@ -18,10 +18,10 @@ def _load_imagenet(data: DataSection, seed: int, report: ReportProgress) -> Any:
 SOURCES.register(
     SourceSpec(
         name="image_folder",
-        doc="`train/CLASS/….jpg` and `val/CLASS/….jpg`; also png, ppm, pgm, bmp, tif, tiff, webp "
-        "([which files](#images-files-and-folders))",
+        doc="`train/CLASS/….jpg` and `val/CLASS/….jpg`; or one folder of classes, of which `test_fraction` holds out a "
+        "part; also png, ppm, pgm, bmp, tif, tiff, webp ([which files](#images-files-and-folders))",
         kinds=("encoded",),
-        keys=FILE_KEYS,
+        keys=FILE_KEYS | {"test_fraction"},
         load=_load,
     )
 )
