@@ -101,6 +101,15 @@ def test_new_betas_keep_adams_averages_unbiased(updates: int) -> None:
         torch.testing.assert_close(before - weight.detach(), torch.full_like(before, 1e-3), rtol=2e-3, atol=0)
 
 
+def test_the_step_of_adam_is_that_of_an_average_with_the_new_beta2() -> None:
+    """0.9⁸ = (0.9⁴)², so eight steps at β₂ = 0.9 are two at 0.6561."""
+    model, optimizer = make(name="adam", lr=1e-3, betas=(0.9, 0.9))
+    for _ in range(8):
+        step(model, optimizer)
+    set_hyperparameters(optimizer, replace(PHASE, beta2=0.9**4))
+    assert optimizer.state[next(model.parameters())]["step"].item() == pytest.approx(2.0, rel=1e-6)
+
+
 @pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
 def test_adam_takes_its_set_from_the_phase(name: str, kind: type[torch.optim.Optimizer]) -> None:
     _, optimizer = make(name=name, lr=1e-3, betas=(0.8, 0.99), eps=1e-6)

@@ -198,6 +198,18 @@ def test_seesaw_shares_the_factor_between_rate_and_batch() -> None:
     assert [a / b for a, b in pairwise(noise)] == pytest.approx([4, 4, 4], rel=1e-12)
 
 
+def test_seesaw_with_a_larger_start_has_the_noise_scale_of_normalized_gradients() -> None:
+    """g = ε N / (√(B B₀) (1-m)): ε × 2 at the start takes B × 4. Then B doubles, ε falls by √2 and g by 2."""
+    short = {"epochs": 3.0, "boundaries_epochs": [1.0, 2.0], "noise_factor": 2.0, "global_batch": 128}
+    adamw = {"name": "adamw", "lr": 1e-3, "betas": [0.9, 0.999]}
+    job = make_job(optim=adamw, policy="seesaw", lr_scale=2.0, max_batch="N/10", **short)
+    plan = compile_plan(job, 1, 60_000)
+    assert [p.global_batch for p in plan.schedule.phases] == [512, 1024, 2048]
+    # 0.002 · 60 000 / (√(512 · 128) · 0.1) = 120 / 25.6
+    noise = [plan.noise_scale(p) for p in plan.schedule.phases]
+    assert noise == pytest.approx([4.6875, 2.34375, 1.171875], rel=1e-12)
+
+
 def test_an_imported_step_list_becomes_batches() -> None:
     steps = [[30.0, 0.1], [60.0, 0.01]]
     made = phases(policy="import", epochs=90.0, global_batch=128, lr_schedule="steps", lr_steps=steps, max_batch="N/10")

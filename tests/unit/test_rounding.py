@@ -40,6 +40,12 @@ def decimal_half_up(value: Fraction) -> int:
     return math.floor(value + Fraction(1, 2))
 
 
+def test_whole_multiples_are_those_of_the_number_without_its_floating_point_error() -> None:
+    assert (0.1 + 0.7) * 10 == 7.999999999999999
+    assert whole_multiples((0.1 + 0.7) * 10) == 8
+    assert whole_multiples(7.9999) == 7
+
+
 # --- batches ------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from hvd_batchgrow.data.order.stream import (
     Stream,
     ghost_batches_left,
     ghost_batches_of_rank,
+    keyed_permutation,
     micro_batches_of_rank,
     sample_draws,
 )
@@ -59,15 +60,38 @@ def test_epochs_and_seeds_differ() -> None:
     assert len(set(orders)) == 4
 
 
+@pytest.mark.parametrize(
+    ("key", "order"),
+    [
+        ((10, 7, 3, 0), [7, 8, 9, 4, 3, 6, 0, 1, 2, 5]),
+        ((10, 7 + (5 << 40), 3, 0), [5, 3, 7, 8, 6, 0, 4, 2, 1, 9]),
+        ((10, 7, 3, 1), [0, 9, 8, 3, 6, 7, 2, 4, 1, 5]),
+        ((10, 7, 2**33, 0), [5, 7, 0, 4, 8, 6, 3, 1, 2, 9]),
+        ((7, 0, 0, 0), [5, 3, 4, 0, 6, 1, 2]),
+    ],
+)
+def test_the_order_never_changes(key: tuple[int, int, int, int], order: list[int]) -> None:
+    """A run resumed by a later version continues in the same order. Values of a separate program in plain integers."""
+    assert keyed_permutation(*key)(np.arange(key[0])).tolist() == order
+
+
 def test_draws_belong_to_the_sample_and_the_epoch() -> None:
-    ids, epochs = np.array([5, 2**33 + 1, 5, 7]), np.array([0, 0, 1, 0])
+    ids, epochs = np.array([5, 2**33 + 1, 5, 7, 1]), np.array([0, 0, 1, 0, 0])
     draws = sample_draws(3, epochs, ids, 6)
-    assert draws.shape == (4, 6)
+    assert draws.shape == (5, 6)
     assert ((draws >= 0) & (draws < 1)).all()
-    for k in range(4):  # alone or among others: the same
+    for k in range(5):  # alone or among others: the same
         assert (sample_draws(3, epochs[k : k + 1], ids[k : k + 1], 6)[0] == draws[k]).all()
-    assert len({tuple(row) for row in draws}) == 4
+    assert len({tuple(row) for row in draws}) == 5
     assert (sample_draws(4, epochs, ids, 6) != draws).all()
+
+
+@pytest.mark.parametrize("use", [1, 2, 3])
+def test_no_use_repeats_the_draws_of_another(use: int) -> None:
+    """A block is four draws: block k of use 0 must not be the first block of use k."""
+    ids, epochs = np.arange(6), np.zeros(6, dtype=np.int64)
+    first = sample_draws(3, epochs, ids, 24)
+    assert (first[:, 4 * use : 4 * use + 4] != sample_draws(3, epochs, ids, 4, use)).all()
 
 
 def test_draws_are_uniform() -> None:

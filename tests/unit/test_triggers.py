@@ -18,6 +18,7 @@ from hvd_batchgrow.schedule.adaptive.batch_requests import BatchRequest
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.schedule.trigger import TRIGGERS, Measurement, bounded, check_rule_state, make_trigger
+from hvd_batchgrow.schedule.triggers.adascale import AdaScale
 from hvd_batchgrow.schedule.triggers.cabs import CabsTrigger
 from hvd_batchgrow.schedule.triggers.formula import FormulaRule, FormulaTrigger
 from hvd_batchgrow.schedule.triggers.plateau import Plateau, PlateauTrigger
@@ -227,6 +228,13 @@ def test_what_is_not_resolved_never_grows_a_batch(name: str, trace: float | None
         assert request_of(replace(seen(trace, norm), loss=None), name=name) is None
     else:
         assert request_of(seen(trace, norm), name=name) is None
+
+
+def test_the_gain_of_adascale_follows_every_decision() -> None:
+    rule = AdaScale(section(name="adascale"), base_batch=16)
+    for old_lr, new_lr in ((0.1, 0.2), (0.2, 0.3)):
+        rule.decided(replace(decision_at(0), old_lr=old_lr, new_lr=new_lr))
+    assert rule.state.gain == pytest.approx(3.0)
 
 
 # --- a problem whose noise is known -----------------------------------------------------------------
