@@ -190,6 +190,20 @@ def test_a_window_is_kept_also_where_nothing_else_is_due(ranks: Ranks, tmp_path:
     assert [d.new_batch for d in trainer.state.growth.decisions] == [32, 64]
 
 
+def test_a_window_ends_at_the_update_that_reaches_its_end() -> None:
+    job = job_of({**PLATEAU, "windows_epochs": [[2.0, 4.0]]})
+    growing = growth_controller.GrowthController(job, 1000, make_model())
+    assert [growing.is_due(s - 16, s) for s in (3984, 4000, 4016)] == [False, True, False]
+
+
+def test_the_loss_of_a_trigger_is_per_unit_of_weight() -> None:
+    """16 samples of 8 tokens each, with a loss of 2 per token: 256/128."""
+    job = job_of(NOISE)
+    growing = growth_controller.GrowthController(job, NUM_TRAIN, make_model())
+    growing.add(UpdateResult(256.0, 128.0, {}, False, 0, (), False, 1.0, {}), 16)
+    assert growing._now(compile_plan(job, 1, NUM_TRAIN), 16, {}).loss == pytest.approx(2.0)
+
+
 def test_the_end_of_a_window_decides_where_the_request_comes_to_nothing(tmp_path: Path) -> None:
     # 1.3 times the batch is rounded to the batch itself.
     trigger = {**NOISE, "ratio": 0.001, "max_batch_factor": 2.0, "windows_epochs": [[0.0, 0.5]]}

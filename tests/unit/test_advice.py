@@ -29,11 +29,13 @@ from hvd_batchgrow.schedule.adaptive.noise_record import (
 )
 from hvd_batchgrow.schedule.advice import (
     HOLD_EPOCHS,
+    _beside,
     _measured_name,
     advise,
     supported_limit,
     supported_steps,
 )
+from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.schedule.recorded_run import RecordedRun
 from tests.helpers import job_tree, small_job
@@ -94,6 +96,7 @@ def test_a_wide_band_counts_by_its_lower_end() -> None:
 
 def test_noise_that_falls_again_is_not_outgrown_but_a_single_low_record_is_ignored() -> None:
     assert max(b for _, b in steps(seen(4, lambda epoch: 600 if epoch <= 2 else 240))) == 200  # 240/1.2
+    assert max(b for _, b in steps(seen(4, lambda epoch: 600 if epoch <= 2.8 else 240))) == 200
     one_low = seen(4, lambda epoch: 120 if abs(epoch - 3) < 0.01 else 600)
     assert steps(one_low) == steps(seen(4, lambda _: 600))
 
@@ -140,6 +143,13 @@ def test_a_phase_without_evidence_supports_no_more_than_the_one_before() -> None
     assert limit(seen(3, lambda epoch: None if epoch > 2 else 6000), wanted) == 300
     assert limit(seen(1.5, lambda _: 6000), wanted) == 300  # the run stopped there
     assert limit(seen(3, lambda epoch: None if epoch <= 1 else 6000), wanted) == 1000  # nothing grows at the start
+
+
+def test_a_short_phase_needs_evidence_for_half_of_its_length() -> None:
+    """Of the phase from epoch 1 to 1.3, less than `HOLD_EPOCHS` are resolved: 0.2."""
+    wanted = [(0, 100.0), (N, 300.0), (N + 3000, 900.0)]
+    assert limit(seen(3, lambda epoch: None if 1.21 < epoch < 1.31 else 6000), wanted) == N // 10
+    assert limit(seen(3, lambda epoch: None if 1.11 < epoch < 1.31 else 6000), wanted) == 100
 
 
 def lines(records: Sequence[Observation], **keys: Any) -> list[dict[str, Any]]:
@@ -242,6 +252,18 @@ def recorded(records: Sequence[Observation], ranks: int = 1, **schedule: Any) ->
     job = parse_job({**tree, "schedule": sections, "optim": optim})
     plan = compile_plan(job, ranks, N).to_dict()
     return RecordedRun("runs/x", job, N, plan["num_updates"], tuple(plan["phases"]), tuple(records))
+
+
+def test_a_noise_scale_that_rises_again_has_not_risen() -> None:
+    run = replace(recorded([]), phases=tuple({"noise_scale": scale} for scale in (10.0, 2.0, 4.0)))
+    assert run.falls == [1, 5, 5]
+
+
+def test_the_efficiency_of_a_phase_is_its_mean_over_samples() -> None:
+    """E = (φ + 100)/(φ + 200): 200/300 over 10 samples and 800/900 over 90, together 0.86667."""
+    phase = Phase(0.0, LR, 0.9, 200, 200, start_samples=0, num_updates=1)
+    records = [Observation(a, b, 1, B0, LR, 4, b_simple=phi) for a, b, phi in ((0, 10, 100.0), (10, 100, 700.0))]
+    assert _beside(phase, records).efficiency == pytest.approx(0.1 * 200 / 300 + 0.9 * 800 / 900)
 
 
 def test_a_run_that_held_its_noise_scale_is_grown_by_sample_counts() -> None:

@@ -148,6 +148,12 @@ def test_the_first_round_is_at_a_period_after_the_first_decision_epoch_or_the_wa
     assert rounds(rule_of(job), {0: 16}, job=job)[0] == first
 
 
+def test_a_round_is_due_at_the_sample_at_which_the_warm_up_ends() -> None:
+    rule = make_trigger(job_of(schedule={"warmup_epochs": 1.0}), 320)
+    assert isinstance(rule, BranchRule)
+    assert rule.plan_round(304, 320, 16)
+
+
 def test_no_round_is_longer_than_the_rest_of_the_run() -> None:
     job = job_of({**TRIGGER, "first_decision_epoch": 118.0})
     # From epoch 118, 35,408 samples, 512 are left; from epoch 119 only 288.

@@ -17,7 +17,8 @@ from hvd_batchgrow.cli import main
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.observers.comparison_tables import comparison_tree, print_comparison
 from hvd_batchgrow.observers.console import PlainConsole
-from hvd_batchgrow.results.comparison import Comparison, base_name, compare_runs
+from hvd_batchgrow.results.comparison import Comparison, base_name, compare_runs, final_result
+from hvd_batchgrow.results.confounds import find_confounds
 from hvd_batchgrow.results.outcomes import Outcomes, read_outcomes, write_outcomes
 from hvd_batchgrow.results.run_cost import RunCost
 from hvd_batchgrow.results.run_files import RunFiles
@@ -152,6 +153,31 @@ def test_without_a_common_seed_nothing_is_shown(tmp_path: Path) -> None:
     assert (found.pairs, found.difference, found.equivalence, found.curves) == ((), None, None, None)
     assert found.verdict() == "not shown: no seed has a finished run of both jobs"
     assert len(found.notes) == 2
+
+
+def test_a_run_without_an_evaluation_at_its_end_has_no_result(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", 1, 0.9)
+    assert final_result(run, "top1", "test") == 0.9
+    early = replace(run, evaluations=run.evaluations[:-1])
+    assert early.is_finished
+    assert final_result(early, "top1", "test") is None
+
+
+@pytest.mark.parametrize(
+    ("samples", "found"),
+    [
+        (1152, ("the runs trained on 960 and 1,152 samples, which differ by more than a batch",)),
+        (1056, ()),
+    ],
+)
+def test_more_samples_than_a_batch_confound(tmp_path: Path, samples: int, found: tuple[str, ...]) -> None:
+    runs = []
+    for name, trained in (("a", 960), ("b", samples)):
+        run = write_run(tmp_path / name, 1, 0.9)
+        phase = {**run.plan["phases"][0], "global_batch": 96}
+        counter = {**run.train, "samples": np.array([float(trained)])}
+        runs.append(replace(run, plan={**run.plan, "phases": [phase]}, train=counter))
+    assert find_confounds([(runs[0], runs[1])]) == found
 
 
 @pytest.mark.parametrize(

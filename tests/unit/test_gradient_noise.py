@@ -134,6 +134,50 @@ def test_the_interval_holds_the_true_ratio_19_times_in_20() -> None:
     assert 0.92 <= hits / num_runs <= 0.98
 
 
+def correlated(num_updates: int, signal: float, seed: int = 7) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """tr(Σ) and |G|² of updates, whose errors are correlated."""
+    first, second = np.random.default_rng(seed).standard_normal((2, num_updates))
+    return 40 + 8 * first, signal + 0.5 * first + 0.5 * second
+
+
+def mean_and_error(values: NDArray[np.float64], memory: float) -> tuple[float, float]:
+    """The mean over updates of 32 samples, with weights that fall by e^(-32/memory), and its standard error.
+
+    The variance of the mean is that of one value over n - 1, where n = (Σ w)²/Σ w².
+    """
+    weights = np.exp(-32 * np.arange(len(values))[::-1] / memory)
+    mean = np.average(values, weights=weights)
+    num_updates = weights.sum() ** 2 / (weights**2).sum()
+    return mean, (np.average((values - mean) ** 2, weights=weights) / (num_updates - 1)) ** 0.5
+
+
+@pytest.mark.parametrize(("num_updates", "memory"), [(12, 1e5), (40, 200.0)])
+def test_ends_are_fiellers_roots(num_updates: int, memory: float) -> None:
+    """At an end ρ, the mean of s - ρ g is 1.96 of its standard errors from 0."""
+    s, g = correlated(num_updates, signal=4.0)
+    if memory == 1e5:  # nearly equal weights
+        assert mean_and_error(s, memory)[1] == pytest.approx(s.std(ddof=1) / 12**0.5, rel=1e-3)
+    value = averaged([NoiseEstimate(a, b) for a, b in zip(s, g, strict=True)], [32] * num_updates, memory)
+    assert value.low is not None
+    assert value.high is not None
+    for end, sign in ((value.low, 1), (value.high, -1)):
+        mean, error = mean_and_error(s - end * g, memory)
+        assert mean == pytest.approx(sign * 1.96 * error, rel=1e-9)
+
+
+@pytest.mark.parametrize("share", [0.5, 1 - 1e-10])
+def test_without_an_upper_end_the_lower_one_is_a_root_too(share: float) -> None:
+    """|G|² is just this share of 1.96 standard errors above 0, so it may be 0."""
+    s, g = correlated(12, signal=4.0)
+    mean, error = mean_and_error(g, 1e3)
+    g += share * 1.96 * error - mean
+    value = averaged([NoiseEstimate(a, b) for a, b in zip(s, g, strict=True)], [32] * 12, memory=1e3)
+    assert value.high is None
+    assert value.low is not None
+    mean, error = mean_and_error(s - value.low * g, 1e3)
+    assert mean == pytest.approx(1.96 * error, rel=1e-9)
+
+
 def test_a_norm_that_may_be_0_leaves_no_upper_end() -> None:
     trace, signal = 400.0, 0.02
     found = estimates_of(draws(60, signal, trace, 4))

@@ -13,6 +13,7 @@ from hvd_batchgrow.optim.build import build_optimizer, set_hyperparameters
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.schedule.twin import decay_twin
+from hvd_batchgrow.train.train_state import _load_optimizer
 from tests.helpers import small_job
 
 PHASE = Phase(0.0, 0.1, 0.9, 16, 16, start_samples=0, num_updates=10)
@@ -108,6 +109,18 @@ def test_the_step_of_adam_is_that_of_an_average_with_the_new_beta2() -> None:
         step(model, optimizer)
     set_hyperparameters(optimizer, replace(PHASE, beta2=0.9**4))
     assert optimizer.state[next(model.parameters())]["step"].item() == pytest.approx(2.0, rel=1e-6)
+
+
+def test_a_fork_with_another_beta2_keeps_adams_averages_unbiased() -> None:
+    """0.999²⁰⁰ = 0.9^1.8992: 200 ln 0.999 / ln 0.9 = 1.8992."""
+    model, saved = make(name="adam", betas=(0.8, 0.999))
+    step(model, saved)
+    for state in saved.state.values():
+        state["step"].fill_(200)
+    model, optimizer = make(name="adam", betas=(0.7, 0.9))
+    _load_optimizer(optimizer, saved.state_dict(), keeps_beta2=False)
+    assert optimizer.state[next(model.parameters())]["step"].item() == pytest.approx(1.8992, abs=1e-4)
+    assert optimizer.param_groups[0]["betas"] == (0.8, 0.9)  # the schedule sets β₁
 
 
 @pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])

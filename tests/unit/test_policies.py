@@ -200,9 +200,8 @@ def test_seesaw_shares_the_factor_between_rate_and_batch() -> None:
 
 def test_seesaw_with_a_larger_start_has_the_noise_scale_of_normalized_gradients() -> None:
     """g = ε N / (√(B B₀) (1-m)): ε × 2 at the start takes B × 4. Then B doubles, ε falls by √2 and g by 2."""
-    short = {"epochs": 3.0, "boundaries_epochs": [1.0, 2.0], "noise_factor": 2.0, "global_batch": 128}
-    adamw = {"name": "adamw", "lr": 1e-3, "betas": [0.9, 0.999]}
-    job = make_job(optim=adamw, policy="seesaw", lr_scale=2.0, max_batch="N/10", **short)
+    short: dict[str, Any] = {"epochs": 3.0, "boundaries_epochs": [1.0, 2.0], "noise_factor": 2.0, "global_batch": 128}
+    job = make_job(optim={**ADAM, "name": "adamw"}, policy="seesaw", lr_scale=2.0, max_batch="N/10", **short)
     plan = compile_plan(job, 1, 60_000)
     assert [p.global_batch for p in plan.schedule.phases] == [512, 1024, 2048]
     # 0.002 · 60 000 / (√(512 · 128) · 0.1) = 120 / 25.6

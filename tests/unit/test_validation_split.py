@@ -19,7 +19,7 @@ from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.pipeline.reader import Reader
 from hvd_batchgrow.data.source_checks import known_num_samples
-from hvd_batchgrow.data.validation_split import held_out_ids, with_validation
+from hvd_batchgrow.data.validation_split import held_out_ids, with_test, with_validation
 from hvd_batchgrow.messages.errors import JobError
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train.run.notes import notes_on_data
@@ -59,6 +59,13 @@ def test_the_held_out_samples_are_those_of_the_seed_alone() -> None:
     assert thirds.min() > 1900  # 2000 ± 35 from each third of the set
     # Recorded from the first version: a resume by a later one must hold out the same samples.
     assert held_out_ids(20, 0.25, 7).tolist() == [1, 2, 11, 13, 14]
+
+
+def test_the_test_samples_are_another_draw_than_the_validation_samples() -> None:
+    source = with_test(numbered(300), 0.2, 3)
+    ids = source.test.fetch(np.arange(60))[:, 0].tolist()
+    assert ids == held_out_ids(300, 0.2, 3, 2).tolist()
+    assert ids != held_out_ids(300, 0.2, 3).tolist()
 
 
 def test_training_draws_each_remaining_sample_once_an_epoch() -> None:

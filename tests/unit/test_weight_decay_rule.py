@@ -27,10 +27,10 @@ SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
 PER_EPOCH = {"weight_decay_rule": "per_epoch"}
 
 
-def plan_of(optim: dict[str, Any], **schedule: Any) -> Plan:
+def plan_of(optim: dict[str, Any], num_samples: int = N, **schedule: Any) -> Plan:
     tree = {
         "name": "decayed",
-        "data": {"source": "synthetic_images", "num_samples": N},
+        "data": {"source": "synthetic_images", "num_samples": num_samples},
         "model": {"name": "small_conv_net", "ghost_batch": 32},
         "optim": optim,
         "schedule": {
@@ -38,7 +38,7 @@ def plan_of(optim: dict[str, Any], **schedule: Any) -> Plan:
             **{"max_batch": 2048, "policy": "grow", **schedule},
         },
     }
-    return compile_plan(parse_job(tree), 1, N)
+    return compile_plan(parse_job(tree), 1, num_samples)
 
 
 def factors(plan: Plan) -> list[float]:
@@ -91,9 +91,31 @@ def test_growth_with_sgd_has_the_decay_of_its_twin_under_both_rules(rule: dict[s
     assert weight_decay_note(plan, twin) is None
 
 
+def test_an_update_that_straddles_a_boundary_causes_no_note() -> None:
+    """At epoch 1 the run, in steps of 160, is at sample 63,200, and the twin, in steps of 128, at 63,232."""
+    plan = plan_of(SGD, 63_200, lr_scale=1.25)
+    twin = compile_plan(decay_twin(plan.job, 63_200), 1, 63_200)
+    assert [each.schedule.phases[1].start_samples for each in (plan, twin)] == [63_200, 63_232]
+    assert weight_decay_note(plan, twin) is None
+
+
+def test_a_phase_that_is_cut_into_pieces_has_one_weight_decay() -> None:
+    """A cosine of four phases, of which the last is cut into 25 pieces: its batch of 2,440 is above the limit.
+
+    The mean of (1 + cos πt)/2 over part k of n is ½ + (n/2π) (sin π(k+1)/n - sin πk/n). It is 0.950158158 in the
+    first phase and 0.140951617 in the first piece of the last, part 75 of 100. λ × their ratio keeps λ ε/B.
+    """
+    job = plan_of(ADAMW | PER_EPOCH, epochs=8.0, boundaries_epochs=[]).job
+    cosine = {"policy": "import", "lr_schedule": "cosine", "num_phases": 4, "epochs": 8.0, "global_batch": 128}
+    tree = job.model_dump(mode="json", exclude_none=True) | {"schedule": {**cosine, "max_batch": 512}}
+    plan = compile_plan(parse_job(tree), 1, N)
+    last = [phase.weight_decay_factor for phase in plan.schedule.phases if phase.start_epoch >= 6]
+    assert last == pytest.approx([0.950158158 / 0.140951617] * 25, rel=1e-8)
+
+
 def test_momentum_counts_for_sgd_and_not_for_adamw() -> None:
     """B × 4 and then m from 0.9 to 0.95 doubles 1/(1-m): the noise scale falls by 4, so B × 8 and λ × 4."""
-    schedule = {"momenta": [0.9, 0.95], "boundaries_epochs": [1.0]}
+    schedule: dict[str, Any] = {"momenta": [0.9, 0.95], "boundaries_epochs": [1.0]}
     assert factors(plan_of(SGD | PER_EPOCH, **schedule)) == pytest.approx([1, 4], rel=1e-9)
     assert factors(plan_of(ADAMW | PER_EPOCH, **schedule)) == pytest.approx([1, 8], rel=1e-9)
 
