@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from hvd_batchgrow.comm.ranks import Ranks, SingleRank
 from hvd_batchgrow.config import UpdateSection
 from hvd_batchgrow.data.order.stream import ghost_batches_of_rank
 from hvd_batchgrow.optim.build import build_optimizer
+from hvd_batchgrow.tasks.task import Losses
 from hvd_batchgrow.train.update.engine import UpdateEngine
+from hvd_batchgrow.train.update.forward import Forward, MicroBatch
 from hvd_batchgrow.train.update.gradient_noise import NoiseEstimate
 from hvd_batchgrow.train.update.gradient_norms import ALL
 from hvd_batchgrow.train.update.gradients import GradientBuckets
@@ -110,6 +113,23 @@ def test_exact_norms_are_those_of_each_group(ranks: Ranks) -> None:
     engine.measure_noise()
     wanted = noise_of(*gradients(engine.model, ranks, 1, 0, 11))
     assert_close(golden.serve(engine, ranks, 1, 0, 11).noise[ALL], wanted)
+
+
+def test_exact_norms_of_small_gradients_lose_no_digit(ranks: Ranks) -> None:
+    """2⁻³⁰ times the loss is 2⁻⁶⁰ times the noise."""
+    traces = []
+    for factor in (1.0, 2.0**-30):
+        engine = make_engine(ranks, exact=True)
+        engine.measure_noise()
+        plain = engine.forward
+
+        def forward(model: nn.Module, part: MicroBatch, plain: Forward = plain, factor: float = factor) -> Losses:
+            losses = plain(model, part)
+            return replace(losses, each=losses.each * factor)
+
+        engine.forward = forward
+        traces.append(golden.serve(engine, ranks, 1, 0).noise[ALL].trace)
+    assert traces[1] * 2.0**60 == pytest.approx(traces[0], rel=1e-6)
 
 
 def test_norms_are_taken_before_clipping(ranks: Ranks) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -295,9 +296,11 @@ def test_a_fault_is_found_in_spite_of_rounding(ranks: Ranks, tmp_path: Path, lim
 def test_a_resumed_run_continues_to_count(ranks: Ranks, tmp_path: Path) -> None:
     job = job_of(checks={"replay_every": 2})
     whole, ended = train(job, ranks, tmp_path / "whole")
-    train(job, ranks, tmp_path / "parts", stop=StopAfter(5, here=ranks.rank == 0))
+    stopped, _ = train(job, ranks, tmp_path / "parts", stop=StopAfter(5, here=ranks.rank == 0))
     resumed, _ = train(job, ranks, tmp_path / "parts", checkpoint=newest(ranks, tmp_path / "parts"))
     assert resumed.state.replays.passed == whole.state.replays.passed == ended.num_updates // 2
+    assert replace(resumed.state.replays, seconds=0.0) == replace(whole.state.replays, seconds=0.0)
+    assert resumed.state.replays.seconds > stopped.state.replays.seconds > 0
     assert digest(resumed) == digest(whole)
 
 

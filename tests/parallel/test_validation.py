@@ -71,6 +71,15 @@ def test_without_a_split_the_test_set_is_evaluated_during_training(ranks: Ranks,
     assert [e.dataset for e in recorder.evaluations] == ["test"] * 2
 
 
+def test_an_evaluation_smooths_no_targets(ranks: Ranks, tmp_path: Path) -> None:
+    found = []
+    for smoothing in (0.0, 0.5):
+        job = small_job(data={"pipeline": "torch"}, task={"name": "classification", "label_smoothing": smoothing})
+        trainer = make_trainer(job, ranks, tmp_path / str(smoothing))
+        found.append(evaluate(trainer.parts, trainer.state, ranks))
+    assert found[0] == found[1]
+
+
 def test_a_run_on_the_split_trains_as_on_a_set_that_never_had_the_held_out_samples(
     ranks: Ranks, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.comm.ranks import Ranks, SingleRank
+from hvd_batchgrow.config import UpdateSection
 from hvd_batchgrow.data.order.stream import ghost_batches_of_rank
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.schedule.phases import Phase
@@ -16,6 +17,7 @@ from hvd_batchgrow.tasks.task import Losses
 from hvd_batchgrow.train.update.engine import UpdateEngine, UpdateResult
 from hvd_batchgrow.train.update.forward import Forward, MicroBatch
 from hvd_batchgrow.train.update.gradient_noise import NoiseEstimate
+from tests import golden
 
 GROUP, NUM_GROUPS, TOKENS, FEATURES, CLASSES = 2, 6, 7, 5, 4
 BATCH = GROUP * NUM_GROUPS
@@ -103,6 +105,25 @@ def test_in_exact_mode_all_layouts_are_bit_identical(ranks: Ranks) -> None:
         assert serve(shared, ranks, 1).weight == serve(alone, SingleRank(), 1).weight
     for ours, expected in zip(shared.model.parameters(), alone.model.parameters(), strict=True):
         assert torch.equal(ours, expected)
+
+
+def test_clipping_uses_the_norm_of_the_weighted_mean(ranks: Ranks) -> None:
+    """A weight of 3 for every sample changes no mean, so neither the norm of its gradient nor the clipped weights."""
+    images, labels = golden.samples(0)
+    model = golden._with_batch_norm(golden.make_model())
+    logits = torch.cat([model(chunk) for chunk in images.split(golden.GROUP)])
+    gradients = torch.autograd.grad(nn.functional.cross_entropy(logits, labels), list(model.parameters()))
+    norm = float(torch.cat([gradient.flatten() for gradient in gradients]).norm())
+
+    def forward(model: nn.Module, micro_batch: MicroBatch) -> Losses:
+        each = nn.functional.cross_entropy(model(micro_batch.inputs), micro_batch.targets, reduction="none")
+        return Losses(3 * each, torch.full_like(each, 3))
+
+    engine = golden.make_engine(ranks, rule=UpdateSection(clip_norm=norm / 2))
+    engine.forward = forward
+    results = [golden.serve(engine, ranks, 2, update) for update in range(golden.NUM_UPDATES)]
+    assert results[0].gradient_norm == pytest.approx(norm, rel=1e-12)
+    golden.assert_same_weights(engine.model, golden.reference(clip_norm=norm / 2)[0])
 
 
 def expected_noise(per_pass: int, num_ranks: int) -> NoiseEstimate:

@@ -183,6 +183,17 @@ def test_weighted_held_out_losses_are_divided_by_the_total_weight() -> None:
     assert found.mean == pytest.approx((1 + 3) / 10)
 
 
+def test_a_sample_that_only_one_branch_has_skipped_leaves_no_interval() -> None:
+    both, one = np.array([1, np.nan, 3, 4], np.float32), np.array([1, 2, 3, 4], np.float32)
+    second = record(2, np.ones(4), 1.5, Outcomes(9, np.array([0.5, np.nan, 2, 2], np.float32)))
+    found = held_out_difference(second, record(1, np.ones(8), 2.0, Outcomes(9, both)))
+    assert found is not None
+    assert found.mean == pytest.approx((-0.5 - 1 - 2) / 3)
+    found = held_out_difference(second, record(1, np.ones(8), 2.0, Outcomes(9, one)))
+    assert found is not None
+    assert (found.mean, found.low, found.high) == (-0.5, None, None)
+
+
 def test_without_losses_per_sample_only_the_means_differ() -> None:
     found = held_out_difference(record(2, np.ones(4), 0.75), record(1, np.ones(8), 0.5))
     assert found is not None

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.cli import main
+from hvd_batchgrow.deployment.export import _metrics
 from hvd_batchgrow.deployment.plain_network import to_plain
 from hvd_batchgrow.deployment.trained_network import load_network
 from hvd_batchgrow.nn.dropout import KeyedDropout
@@ -182,6 +184,26 @@ def test_a_card_says_of_which_set_its_metrics_are(photos: list[Path]) -> None:
         expected = {f"{line['dataset']}_{name}": line[name] for line in evaluated for name in ("loss", "top1")}
         assert card["metrics"] == expected
     assert {name.partition("_")[0] for name in found[1]["metrics"]} == {"validation", "test"}
+
+
+@pytest.mark.parametrize(
+    ("evaluated", "is_average", "expected"),
+    [
+        (96, False, {"test_loss": 0.5, "test_top1": 0.8}),
+        (96, True, {"test_loss": 0.4, "test_top1": 0.9}),
+        (80, False, {}),  # other weights were restored after the evaluation at 96
+    ],
+)
+def test_a_card_has_the_metrics_of_its_weights_alone(
+    tmp_path: Path, evaluated: int, is_average: bool, expected: dict[str, float]
+) -> None:
+    later = {"kind": "eval", "samples": 112, "loss": 0.7, "top1": 0.6, "average_loss": 0.6, "average_top1": 0.7}
+    here = {"kind": "eval", "samples": 96, "loss": 0.5, "top1": 0.8, "average_loss": 0.4, "average_top1": 0.9}
+    lines = [here, later, {"kind": "train", "samples": 96, "loss": 0.3}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    checkpoint = SimpleNamespace(samples=96, evaluation={"samples": evaluated})
+    network: Any = SimpleNamespace(checkpoint=checkpoint, is_average=is_average, run=tmp_path)
+    assert _metrics(network) == expected
 
 
 @pytest.mark.skipif(importlib.util.find_spec("onnx") is not None, reason="onnx is installed")
