@@ -38,14 +38,14 @@ class MeasuredNoise:
         self._squares = tuple(MovingAverage(self._memory_samples) for _ in range(2))
         """|g|² of the whole gradient, and of its part in the norm layers."""
         self._factor: float | None = None
-        self._batch = self._num_units = 0
+        self._num_units = 0
         """Of the last update."""
 
     def add(self, result: UpdateResult, samples: int) -> None:
         """Add the estimates of an update of `samples` samples."""
         found = dict(result.noise)
         if layers := found.get(NORM_LAYERS):
-            self._batch, self._num_units = samples, layers.num_gradients
+            self._num_units = layers.num_gradients
             squares = result.gradient_norm**2, layers.squared_norm + layers.trace / samples
             for average, square in zip(self._squares, squares, strict=True):
                 average.add(square, samples)
@@ -96,18 +96,18 @@ class MeasuredNoise:
     def _whole(self, layers: GradientNoiseScale) -> GradientNoiseScale:
         """Return the noise scale of the whole gradient: B_simple is f times that of the norm layers.
 
-        tr(Σ) and |G|² follow from it and from |g|² of the whole gradient, estimated from |g|² of the norm layers and
-        the averaged ratio of both.
+        tr(Σ) and |G|² follow from it and from the average of |g|² = |G|² + tr(Σ)/B of the whole gradient. The average
+        of 1/B follows from the norm layers, of which |g|², |G|² and tr(Σ) are known.
         """
-        batch, factor = self._batch, self._used_factor
-        whole, part = (average.value for average in self._squares)
-        multiple = whole / part if whole and part else 0.0
-        square = multiple * max(0.0, layers.squared_norm + layers.trace / batch)
-        noise, signal = factor * max(0.0, layers.trace), batch * max(0.0, layers.squared_norm)
-        trace = batch * square * noise / (noise + signal) if noise else 0.0
+        factor = self._used_factor
+        whole, part = (average.value or 0.0 for average in self._squares)
+        noise, signal = max(0.0, layers.trace), max(0.0, layers.squared_norm)
+        inverse_batch = max(0.0, part - layers.squared_norm) / noise if noise else 0.0
+        total = signal + factor * noise * inverse_batch
+        trace = whole * factor * noise / total if total else 0.0
         low, high = (None if end is None else factor * end for end in (layers.low, layers.high))
         b_simple = None if layers.b_simple is None else factor * layers.b_simple
-        return GradientNoiseScale(trace, square - trace / batch, b_simple, low, high)
+        return GradientNoiseScale(trace, whole - trace * inverse_batch, b_simple, low, high)
 
     def state(self) -> dict[str, dict[str, float]]:
         """Return plain values for a checkpoint."""
@@ -116,7 +116,6 @@ class MeasuredNoise:
             factor = {} if self._factor is None else {"factor": self._factor}
             squares = dict(zip(_SQUARES, (x for average in self._squares for x in average.state()), strict=True))
             state[_CALIBRATION] = {
-                "batch": float(self._batch),
                 "num_units": float(self._num_units),
                 **squares,
                 **factor,
@@ -133,7 +132,7 @@ class MeasuredNoise:
             elif is_of_layers and _PAIRED not in state:
                 continue  # averaged over other updates than the norm layers will be, so no factor follows
             if name == _CALIBRATION:
-                self._batch, self._num_units = int(sums["batch"]), int(sums["num_units"])
+                self._num_units = int(sums["num_units"])
                 self._factor = sums.get("factor")
                 squares = [sums[key] for key in _SQUARES]
                 self._squares[0].load(squares[:2])

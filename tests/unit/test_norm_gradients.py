@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -319,13 +320,17 @@ def test_the_factor_of_the_job_counts_until_the_run_has_measured_its_own() -> No
     assert noise.norm_layers.factor == pytest.approx(2.0, rel=1e-6)
 
 
-def test_growth_of_the_batch_changes_no_estimate() -> None:
+@pytest.mark.parametrize("batch", [128, 256, 1024])
+def test_growth_of_the_batch_changes_no_estimate(batch: int) -> None:
+    """The last update has 1.1 times the noise of the mean, and its weight in the average is not that of 64 samples."""
     noise = fed(MeasuredNoise(section(3.0), 100_000), 50, 64, micro_batches=False)
-    before = noise.scales[ALL]
-    fed(noise, 1, 1024, micro_batches=False)
+    fed(noise, 1, batch, micro_batches=False)
+    kept = math.exp(-batch / 50_000)
+    share = (1 - kept) / (1 - math.exp(-(50 * 64 + batch) / 50_000))
     after = noise.scales[ALL]
-    assert after.trace == pytest.approx(before.trace, rel=0.5)
-    assert after.b_simple == pytest.approx(before.b_simple, rel=0.05)
+    assert after.squared_norm == pytest.approx(5.0, rel=1e-9)
+    assert after.trace == pytest.approx(360 * (1 + 0.1 * share), rel=1e-4)
+    assert after.b_simple == pytest.approx(72 * (1 + 0.1 * share), rel=1e-4)
 
 
 def test_noise_without_a_signal_is_unresolved() -> None:
