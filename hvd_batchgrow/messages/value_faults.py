@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -63,7 +62,7 @@ def _text(detail: ErrorDetails) -> str:
 def _as_list(detail: ErrorDetails) -> str:
     """Return how a command line gives a list, for a text in place of one."""
     given = detail["input"]
-    return f"; use '{json.dumps([given])}'" if detail["type"] == "tuple_type" and isinstance(given, str) else ""
+    return f"; use '[\"{given}\"]'" if detail["type"] == "tuple_type" and isinstance(given, str) else ""
 
 
 def _nearest(detail: ErrorDetails) -> str:

@@ -77,7 +77,7 @@ def _build(job: Job, form: InputForm, num_classes: int) -> nn.Module:
     spec, numbers = read_name(model.name)
     if spec.build is None:
         with any_kernels():
-            return load_own(job, _input_form(job, form), num_classes)
+            return load_own(job, input_form(job, form), num_classes)
     given = {key: value for key in spec.keys if (value := getattr(model, key)) is not None}
     try:
         network = fuse_relu(spec.build(shape[-1], num_classes, **numbers, **given))
@@ -107,7 +107,7 @@ def check_deterministic(job: Job, model: nn.Module, form: InputForm) -> None:
         return
     device = next(model.parameters()).device.type
     try:
-        layer = nondeterministic_layer(model, trial_samples(model, NUM_TRIAL, _input_form(job, form)))
+        layer = nondeterministic_layer(model, trial_samples(model, NUM_TRIAL, input_form(job, form)))
     except Exception as error:  # the user's own code
         fault = f"{job.model.name} fails in a trial pass over {NUM_TRIAL} samples: {describe_error(error)}"
         raise JobError([Fault("model.name", fault)], job.name) from error
@@ -132,7 +132,7 @@ def check_norm_layers(job: Job, model: nn.Module, form: InputForm) -> None:
     noise = job.gradient_noise
     if noise.estimator == "micro_batches" or not (noise.measure or job.trigger.measures_gradients):
         return
-    example = trial_samples(model, NUM_NORM_TRIAL, _input_form(job, form))
+    example = trial_samples(model, NUM_NORM_TRIAL, input_form(job, form))
     try:
         recorder = try_norm_gradients(model, example, mixes_samples=job.data.mixes_samples)
         if job.layout.compile:
@@ -161,7 +161,7 @@ def hazards(job: Job, model: nn.Module, form: InputForm) -> list[str]:
     if read_name(job.model.name)[0] is not OWN:
         return []
     try:
-        return layout_hazards(model, _input_form(job, form))
+        return layout_hazards(model, input_form(job, form))
     except Exception as error:  # the user's own code
         fault = f"{job.model.name} fails in a trial forward over {NUM_SAMPLES} samples: {describe_error(error)}"
         raise JobError([Fault("model.name", fault)], job.name) from error
@@ -180,7 +180,7 @@ def forward_state(job: Job, model: nn.Module, form: InputForm) -> ForwardState:
     """
     if read_name(job.model.name)[0] is not OWN:
         return ForwardState()
-    return try_own(job, model, _input_form(job, form))
+    return try_own(job, model, input_form(job, form))
 
 
 def _shape_of_images_or_rows(job: Job, form: InputForm) -> tuple[int, ...]:
@@ -203,7 +203,7 @@ def _shape_of_images_or_rows(job: Job, form: InputForm) -> tuple[int, ...]:
     )
 
 
-def _input_form(job: Job, form: InputForm) -> InputForm:
+def input_form(job: Job, form: InputForm) -> InputForm:
     """Return the shape of one input sample of a network, (C, H, W) or (features,), or the real samples."""
     if isinstance(form, Example):
         return form

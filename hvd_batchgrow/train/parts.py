@@ -23,6 +23,7 @@ from hvd_batchgrow.nn.build import (
     check_norm_layers,
     forward_state,
     hazards,
+    input_form,
     load_pretrained,
 )
 from hvd_batchgrow.nn.norm_gradients import NormGradients
@@ -80,9 +81,7 @@ class TrainingParts:
         self.model, self.weight_notes, self.hazards, self.forward_state = ranks.run_on_all(
             lambda: _build_network(job, source, file, self.device)
         )
-        self.task = ranks.run_on_all(lambda: _load_task(job, source))
-        form = source_form(source, job.task.target)
-        self.hazards += ranks.run_on_all(lambda: try_task(job, self.task, self.model, form, source))
+        self.task = ranks.run_on_all(self._load_task)
         self.groups = ranks.run_on_all(lambda: _groups(job, self.model))
         self.optimizer = build_optimizer(self.model, job.optim)
         self.engine = UpdateEngine(
@@ -98,6 +97,13 @@ class TrainingParts:
         )
         self.keyed_by = (job.seed, len(source.train)) if self.engine.keyed_modules else None
         """Seed and N, if the network draws dropout by sample."""
+
+    def _load_task(self) -> Task:
+        """Return the job's task; what makes its losses depend on the layout is added to `hazards`."""
+        job, source = self.job, self.source
+        task = _load_task(job, source)
+        self.hazards += try_task(job, task, self.model, input_form(job, source_form(source, job.task.target)), source)
+        return task
 
     def measure_noise(self) -> None:
         """Measure the noise in the gradient of each following update, as the job says."""

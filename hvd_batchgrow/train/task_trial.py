@@ -33,7 +33,7 @@ def try_task(job: Job, task: Task, model: nn.Module, form: InputForm, source: Da
         job: names the task.
         task: of the job.
         model: the network, on its device; nothing in it changes.
-        form: shape of one input sample, or real samples.
+        form: from `input_form`.
         source: has the targets.
 
     Returns:

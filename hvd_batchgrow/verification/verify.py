@@ -23,7 +23,7 @@ from hvd_batchgrow.data.datasets.example import source_form
 from hvd_batchgrow.interrupt import uninterrupted
 from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError, RunError, faults_of
 from hvd_batchgrow.messages.wording import counted
-from hvd_batchgrow.nn.build import build_model, forward_state, hazards
+from hvd_batchgrow.nn.build import build_model, forward_state, hazards, input_form
 from hvd_batchgrow.schedule.layout import form_layout
 from hvd_batchgrow.tasks.load_task import load_task
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_paths
@@ -125,7 +125,7 @@ def find_hazards(job: Job, source: Datasets) -> tuple[list[str], list[str]]:
     notes = forward_state(job, model, form).notes(job.model.name, exact=job.layout.exact)
     with faults_of(job.name):
         task = load_task(job.task, source.num_classes, source.schema)
-    return [*hazards(job, model, form), *try_task(job, task, model, form, source)], notes
+    return [*hazards(job, model, form), *try_task(job, task, model, input_form(job, form), source)], notes
 
 
 def verify(

@@ -51,7 +51,7 @@ def test_a_batch_at_its_limit_scales_the_rate_by_what_was_formed() -> None:
     plan = plan_of(global_batch=128, noise_factor=5.0, max_batch=512, boundaries_epochs=[2.0, 3.0], lr_rule="linear")
     assert [phase.global_batch for phase in plan.schedule.phases] == [128, 512, 512]
     assert [phase.lr for phase in plan.schedule.phases] == pytest.approx([0.1, 0.4, 0.4], rel=1e-12)
-    assert "(wanted 640, formed 512: lr follows lr_rule)" in describe_transitions(plan)[0]
+    assert "(requested 640, formed 512: lr follows lr_rule)" in describe_transitions(plan)[0]
 
 
 @pytest.mark.parametrize(("rule", "beta1"), [("adam", 0.9 ** (5 / 3)), ("adam_linear", 1 - 0.1 * 5 / 3)])

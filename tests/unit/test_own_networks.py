@@ -159,7 +159,7 @@ def test_generators_of_python_and_numpy_are_seeded_by_the_job_and_restored(nets:
     ("name", "arguments", "message"),
     [
         ("Nett", {}, r"MODULE:Nett: MODULE does not define it; did you mean MODULE:Net\?"),
-        ("CONSTANT", {}, "MODULE:CONSTANT: MODULE defines it as a int, which is not callable"),
+        ("CONSTANT", {}, "MODULE:CONSTANT: MODULE defines it as an int, which is not callable"),
         ("fails", {}, r"MODULE:fails\(num_classes=5\) failed: OSError: no weights here \(.*MODULE.py, line \d+\)"),
         ("by_keywords", {"depth": 3}, r"\(num_classes=5, depth=3\) failed: TypeError: .*'depth' .*MODULE.py, line"),
         ("no_network", {}, "MODULE:no_network must return a torch.nn.Module, returned list"),

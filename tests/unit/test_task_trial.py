@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hvd_batchgrow.config.task_specs import Direction
 from hvd_batchgrow.data.datasets.example import source_form
 from hvd_batchgrow.messages.errors import JobError
+from hvd_batchgrow.nn.build import input_form
 from hvd_batchgrow.tasks.task import Losses
 from hvd_batchgrow.train.task_trial import try_task
 from tests.helpers import small_job, small_source
@@ -57,16 +58,17 @@ class WithoutMode(Cubed):
 
 
 def network() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.LazyLinear(3))
 
 
 def trial(task: Cubed, **sections: Any) -> list[str]:
     job = small_job(task={"name": f"{HERE}:{type(task).__name__}"}, **sections)
     source = small_source()
     model = network()
-    model(torch.zeros(2, *source_form(source, None)))  # type: ignore[misc]
+    form = input_form(job, source_form(source, None))
+    model(torch.zeros(2, *form))  # type: ignore[misc]
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    found = try_task(job, task, model, source_form(source, None), source)
+    found = try_task(job, task, model, form, source)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     return found
 
