@@ -14,6 +14,7 @@ EPOCHS, SEED, BATCH, LR = 5, 1, 16, 0.01
 CHECKPOINT = Path("checkpoint.pt")
 
 hvd.init()
+rank, size = hvd.rank(), hvd.size()
 torch.manual_seed(SEED)
 torch.set_num_threads(1)
 
@@ -24,10 +25,8 @@ images = patterns[labels] + 3 * torch.randn(3072, 1, 8, 8)
 train_set, test_set = TensorDataset(images[:2560], labels[:2560]), TensorDataset(images[2560:], labels[2560:])
 
 grow = {"policy": "grow", "epochs": EPOCHS, "global_batch": BATCH, "boundaries_epochs": [2, 4], "noise_factor": 4}
-plan = plan_updates(
-    grow, lr=LR, momentum=0.9, num_samples=2560, ghost_batch=8, num_ranks=hvd.size(), max_micro_batch=256
-)
-sampler = PlanBatchSampler(plan, SEED, hvd.rank(), hvd.size())
+plan = plan_updates(grow, lr=LR, momentum=0.9, num_samples=2560, ghost_batch=8, num_ranks=size, max_micro_batch=256)
+sampler = PlanBatchSampler(plan, SEED, rank, size)
 loader = DataLoader(train_set, batch_sampler=sampler)
 
 model = nn.Sequential(
@@ -53,7 +52,7 @@ for epoch in range(first_epoch, EPOCHS):
         loss.backward()
         optimizer.step()
         scheduler.step()
-    if hvd.rank() == 0:
+    if rank == 0:
         with torch.no_grad():
             accuracy = (model(test_set.tensors[0]).argmax(1) == test_set.tensors[1]).float().mean()
         print(f"epoch {epoch + 1}: loss {loss:.4f}, test accuracy {accuracy:.3f}", flush=True)

@@ -13,6 +13,7 @@ EPOCHS, SEED, BATCH, LR = 5, 1, 16, 0.01
 CHECKPOINT = Path("checkpoint.pt")
 
 hvd.init()
+rank, size = hvd.rank(), hvd.size()
 torch.manual_seed(SEED)
 torch.set_num_threads(1)
 
@@ -22,8 +23,8 @@ labels = torch.randint(4, (3072,))
 images = patterns[labels] + 3 * torch.randn(3072, 1, 8, 8)
 train_set, test_set = TensorDataset(images[:2560], labels[:2560]), TensorDataset(images[2560:], labels[2560:])
 
-sampler = DistributedSampler(train_set, num_replicas=hvd.size(), rank=hvd.rank(), seed=SEED)
-loader = DataLoader(train_set, batch_size=BATCH // hvd.size(), sampler=sampler)
+sampler = DistributedSampler(train_set, num_replicas=size, rank=rank, seed=SEED)
+loader = DataLoader(train_set, batch_size=BATCH // size, sampler=sampler)
 
 model = nn.Sequential(
     nn.Conv2d(1, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 6 * 6, 4)
@@ -49,7 +50,7 @@ for epoch in range(first_epoch, EPOCHS):
         loss.backward()
         optimizer.step()
     scheduler.step()
-    if hvd.rank() == 0:
+    if rank == 0:
         with torch.no_grad():
             accuracy = (model(test_set.tensors[0]).argmax(1) == test_set.tensors[1]).float().mean()
         print(f"epoch {epoch + 1}: loss {loss:.4f}, test accuracy {accuracy:.3f}", flush=True)
