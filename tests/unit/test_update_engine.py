@@ -99,11 +99,11 @@ def test_ghost_batches_processed_twice_or_never_raise_before_the_step() -> None:
         serve(engine_of(nn.Linear(5, 3)), [one, beyond])
 
 
-def test_too_few_passes_raise() -> None:
+def test_too_few_micro_batches_raise() -> None:
     engine = engine_of(nn.Linear(5, 3))
     with pytest.raises(ValueError, match="num_micro_batches = 0: must be at least 1 on each rank"):
         serve(engine, [])
-    with pytest.raises(ValueError, match="ended after 1 of the update's 2 passes"):
+    with pytest.raises(ValueError, match="ended after 1 of the update's 2"):
         engine.update(iter(passes()[:1]), 2, PHASE, NUM_GROUPS)
 
 

@@ -306,7 +306,7 @@ class UpdateEngine:
             self.stopwatch.enter("data")
             micro_batch = next(micro_batches, None)
             if micro_batch is None:
-                raise ValueError(f"micro_batches ended after {index} of the update's {num_micro_batches} passes")
+                raise ValueError(f"micro_batches ended after {index} of the update's {num_micro_batches}")
             self.stopwatch.enter("forward")
             self.changing.restore()
             losses = self._forward(micro_batch, phase.global_batch // num_ghost_batches)
@@ -373,11 +373,10 @@ class UpdateEngine:
 
     def _is_usable(self, norm: float, loss_sum: float, share: Share, num_ghost_batches: int) -> bool:
         """Clip the averaged gradient, and return whether it is finite. All ranks have the same sums, so they agree."""
-        if self.loss_scale and math.isfinite(loss_sum):
-            is_the_scales = self.loss_scale.after(overflow=not math.isfinite(norm))
-            if is_the_scales:
-                return False
-        if not (math.isfinite(loss_sum) and math.isfinite(norm)):
+        has_loss, has_norm = math.isfinite(loss_sum), math.isfinite(norm)
+        if self.loss_scale and has_loss and self.loss_scale.after(overflow=not has_norm):
+            return False  # the scale was too large
+        if not (has_loss and has_norm):
             if self.rule.on_nonfinite == "stop":
                 raise NonFinite(self._bad_groups(share, num_ghost_batches))
             return False
