@@ -49,7 +49,8 @@ def try_task(job: Job, task: Task, model: nn.Module, form: InputForm, source: Da
     targets = moved(_targets(form, source), device)
     with dry_run(model, _NUM_SAMPLES, training=True, gradients=True, num_ghost_batches=2):
         with autocast(device, job.update.precision):
-            outputs = widened(model(trial_samples(model, _NUM_SAMPLES, form)))
+            # Not `model(…)`, which would compile the network for this number of samples with `layout.compile`.
+            outputs = widened(model.forward(trial_samples(model, _NUM_SAMPLES, form)))
         is_tensor = isinstance(outputs, Tensor)
 
         def losses(*, training: bool = True) -> Tensor:

@@ -85,6 +85,25 @@ def test_losses_that_depend_on_other_samples_are_named() -> None:
         trial(Coupled(), layout={"exact": True})
 
 
+def test_a_compiled_network_is_not_compiled_for_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[nn.Module] = []
+    made = network
+
+    def compiled_network() -> nn.Module:
+        found = made()
+
+        def call(rows: Tensor) -> Any:
+            compiled.append(found)
+            return found.forward(rows)
+
+        monkeypatch.setattr(found, "_compiled_call_impl", call)
+        return found
+
+    monkeypatch.setattr(f"{HERE}.network", compiled_network)
+    assert trial(Cubed()) == []
+    assert len(compiled) == 1  # the call in `trial`, which makes the lazy layer
+
+
 @pytest.mark.parametrize(
     ("task", "fault"),
     [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -234,7 +234,8 @@ class UpdateEngine:
             set_hyperparameters(self.optimizer, phase, self.lr_ratios, rescale_momentum=self.rescale_momentum)
             set_weight_decay(self.optimizer, phase, self._weight_decays)
             self.optimizer.step()
-            self._commit(statistics, num_ghost_batches)
+            for norms, contributions in zip(self._norm_groups, statistics, strict=True):
+                norms.commit(contributions, num_ghost_batches)
         self.changing.end(skipped=skipped)
         set_sample_keys(self.keyed_modules, None)
         self._magnitudes = self.buckets.magnitudes
@@ -378,7 +379,7 @@ class UpdateEngine:
             return False  # the scale was too large
         if not (has_loss and has_norm):
             if self.rule.on_nonfinite == "stop":
-                raise NonFinite(self._bad_groups(share, num_ghost_batches))
+                raise NonFinite(self._bad_ghost_batches(share, num_ghost_batches))
             return False
         if self.rule.clip_norm is not None and norm > self.rule.clip_norm:
             self.buckets.divide(norm / self.rule.clip_norm)
@@ -388,14 +389,10 @@ class UpdateEngine:
         """Return the factor on the loss of each sample."""
         return self.loss_scale.per_sample(phase.global_batch // num_ghost_batches) if self.loss_scale else 1.0
 
-    def _bad_groups(self, share: Share, num_ghost_batches: int) -> tuple[int, ...]:
+    def _bad_ghost_batches(self, share: Share, num_ghost_batches: int) -> tuple[int, ...]:
         """Return the slots, over all ranks, of the ghost batches in micro-batches whose loss is not finite."""
         bad = torch.zeros(num_ghost_batches)
         for slots, loss in share.losses:
             if not torch.isfinite(loss):
                 bad[list(slots)] = 1
         return tuple(self.ranks.all_reduce(bad, "bad groups").nonzero().flatten().tolist())
-
-    def _commit(self, statistics: Sequence[Tensor], num_ghost_batches: int) -> None:
-        for group, contributions in zip(self._norm_groups, statistics, strict=True):
-            group.commit(contributions, num_ghost_batches)
