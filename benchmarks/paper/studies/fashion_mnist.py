@@ -11,6 +11,7 @@ MARGIN = 0.3
 FIVE = (5, 6, 7, 8, 9)
 
 DECAY, HYBRID, GROW, LATE = (f"jobs/fashion_mnist_{name}.toml" for name in ("decay", "hybrid", "grow", "late"))
+BRANCH = "jobs/fashion_mnist_branch.toml"
 GROW_LR, GROW_MOMENTUM = "jobs/fashion_mnist_grow_lr.toml", "jobs/fashion_mnist_grow_momentum.toml"
 ADABATCH, ADAM, RESNET = (
     f"benchmarks/paper/jobs/fashion_mnist_{name}.toml" for name in ("adabatch", "adam", "resnet8")
@@ -60,6 +61,7 @@ CLAIMS = Study(
         Arm("grow", GROW, seeds=FIVE),
         Arm("max_batch_2560", GROW, keys(schedule__max_batch="2560"), seeds=FIVE),
         Arm("late", LATE, has_twin=True, seeds=FIVE),
+        Arm("branch", BRANCH),
         Arm("adabatch_small", ADABATCH, FIXED, seeds=FIVE),
         Arm("adabatch_large", ADABATCH, FIXED | LARGE, seeds=FIVE),
         Arm("adabatch_grow", ADABATCH, seeds=FIVE),
@@ -89,7 +91,7 @@ TABLES = (
     Table("ablation_test", ABLATION, PAGE, margin=MARGIN, with_twins=True),
     _table(
         "momentum",
-        names=("decay", "hybrid", "grow", "max_batch_2560", "late-twin", "late"),
+        names=("decay", "hybrid", "grow", "max_batch_2560", "late-twin", "late", "branch"),
         with_twins=True,
         with_figures=True,
     ),

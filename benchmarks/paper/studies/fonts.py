@@ -13,9 +13,19 @@ FONTS = Study(
         Arm("grow", JOB, has_twin=True),
         Arm("hybrid", JOB, keys(schedule__policy="hybrid", schedule__growing_boundaries="1")),
         Arm("late", "benchmarks/paper/jobs/fonts62_late.toml"),
+        Arm("branch", "benchmarks/paper/jobs/fonts62_branch.toml", seeds=FIVE[:3]),
     ),
     seeds=FIVE,
     changes=QUIET,
 )
 
-TABLES = (Table("fonts62", FONTS, PAGE, ("grow-twin", "hybrid", "grow", "late"), margin=MARGIN, with_figures=True),)
+TABLES = (
+    Table(
+        "fonts62",
+        FONTS,
+        PAGE,
+        ("grow-twin", "hybrid", "grow", "late", "branch"),
+        margin=MARGIN,
+        with_figures=True,
+    ),
+)
