@@ -93,7 +93,9 @@ def test_a_failure_of_those_that_train_ends_those_that_wait(ranks: Ranks, tmp_pa
 
 def test_more_ranks_than_launched_are_refused(ranks: Ranks) -> None:
     layout = {"grow_by": "ranks", "ranks_per_phase": [1, 1, 1, 6], "max_micro_batch": 16}
-    with pytest.raises(JobError, match=f"a phase is planned for 6 ranks, but {ranks.size} are launched; launch 6"):
+    with pytest.raises(
+        JobError, match=f"a phase is planned for 6 ranks, but the run has {ranks.size} ranks?; launch 6"
+    ):
         plan_for_ranks(small_job(layout=layout), ranks)
 
 

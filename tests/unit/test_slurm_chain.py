@@ -595,9 +595,9 @@ def test_a_link_trains_where_its_scripts_lie_already(job: str, capsys: pytest.Ca
         (
             ["--phases", "1-2", *RANKS],
             2,
-            "--phases: 1-2 are planned for 1, 2 ranks, but 1 are launched: train phases",
+            "--phases: 1-2 are planned for 1, 2 ranks, but the run has 1 rank: train phases",
         ),
-        (["--phases", "2-2", *RANKS], 2, "--phases: 2-2 are planned for 2 ranks, but 1 are launched: launch 2"),
+        (["--phases", "2-2", *RANKS], 2, "--phases: 2-2 are planned for 2 ranks, but the run has 1 rank: launch 2"),
         (
             ["--phases", "2-2"],
             1,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
+from hvd_batchgrow.messages.wording import counted
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
 
@@ -32,7 +33,7 @@ def check_width(plan: Plan, phases: tuple[int, int], num_ranks: int) -> None:
     planned = {layout.ranks for phase, layout in selected if phase.num_updates}
     if planned - {num_ranks}:
         counts = ", ".join(map(str, sorted(planned)))
-        fault = f"{first}-{last} are planned for {counts} ranks, but {num_ranks} are launched"
+        fault = f"{first}-{last} are planned for {counts} ranks, but the run has {counted(num_ranks, 'rank')}"
         remedy = f"launch {counts}" if len(planned) == 1 else "train phases with different numbers of ranks separately"
         raise JobError([Fault("--phases", f"{fault}: {remedy}")], plan.job.name)
 

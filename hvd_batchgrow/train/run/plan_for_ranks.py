@@ -9,6 +9,7 @@ from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.source_checks import known_num_samples
 from hvd_batchgrow.messages.errors import Fault, JobError, faults_of
+from hvd_batchgrow.messages.wording import counted
 from hvd_batchgrow.schedule.adaptive.decisions import check_replay
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.policy import compile_stages
@@ -52,7 +53,7 @@ def plan_for_ranks(
         check_width(plan, phases, ranks.size)
         return plan, shown
     if plan.peak_ranks > ranks.size:
-        fault = f"a phase is planned for {plan.peak_ranks} ranks, but {ranks.size} are launched"
+        fault = f"a phase is planned for {plan.peak_ranks} ranks, but the run has {counted(ranks.size, 'rank')}"
         raise JobError([Fault("layout.ranks_per_phase", f"{fault}; launch {plan.peak_ranks}")], job.name)
     try:
         check_wire_type(wire_type_of(job.update), ranks, exact=False)

@@ -12,6 +12,7 @@ from types import TracebackType
 
 from hvd_batchgrow.config.source_specs import ReportProgress
 from hvd_batchgrow.messages.errors import RunError, unwritable
+from hvd_batchgrow.results.run_summary import lock_path
 from hvd_batchgrow.storage.file_lock import locked
 from hvd_batchgrow.storage.regular_files import read_regular
 
@@ -37,7 +38,7 @@ class RunLock:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._path = folder.parent / f".{folder.name}.lock"
+        self._path = lock_path(folder)
         self._held = contextlib.ExitStack()
         self._descriptor: int | None = None
         self._left = threading.Event()

@@ -67,6 +67,20 @@ class Bucket:
             slice_.copy_(parameter.grad)
         parameter.grad = slice_
 
+    def set_aside(self) -> None:
+        """Add the gradient of this backward pass to the sum over the earlier ones, and zero it."""
+        if self.exact:
+            self.exact.add(self.flat)
+        else:
+            self.sum_with_earlier()
+        self.flat.zero_()
+
+    def sum_with_earlier(self) -> Tensor:
+        """Add the gradient of this backward pass to the sum over the earlier ones; return the sum."""
+        if self.earlier is None:
+            self.earlier = _float32_or_better(self.flat).zero_()
+        return self.earlier.add_(self.flat)
+
     @property
     def is_half(self) -> bool:
         """Whether the parameters have 16 bits; their gradients are then summed in float32."""
@@ -99,6 +113,6 @@ def make_bucket(index: int, members: Sequence[nn.Parameter], *, exact: bool, wir
     )
 
 
-def float32_or_better(flat: Tensor) -> Tensor:
+def _float32_or_better(flat: Tensor) -> Tensor:
     """Return a copy in float32 or wider, so that sums are not rounded to 16 bits."""
     return flat.to(torch.promote_types(flat.dtype, torch.float32), copy=True)

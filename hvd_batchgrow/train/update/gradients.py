@@ -12,7 +12,7 @@ from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import UpdateSection
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.optim.tensor_groups import parts_of_size
-from hvd_batchgrow.train.update.bucket import Bucket, float32_or_better, make_bucket
+from hvd_batchgrow.train.update.bucket import Bucket, make_bucket
 from hvd_batchgrow.train.update.fixed_point import FixedPointSum
 from hvd_batchgrow.train.update.gradient_noise import NoiseEstimate
 from hvd_batchgrow.train.update.gradient_norms import GradientNorms
@@ -174,14 +174,8 @@ class GradientBuckets:
             for bucket in self._buckets:
                 self.norms.add(bucket.index, bucket.flat, self._weight)
         for bucket in self._buckets:
-            if bucket.exact:
-                bucket.exact.add(bucket.flat)
-                bucket.flat.zero_()
-            elif self.norms or bucket.is_half:
-                if bucket.earlier is None:
-                    bucket.earlier = float32_or_better(bucket.flat).zero_()
-                bucket.earlier.add_(bucket.flat)
-                bucket.flat.zero_()
+            if bucket.exact or bucket.is_half or self.norms:
+                bucket.set_aside()
         self._num_earlier += 1
 
     def start_when_ready(self, divisor: float) -> None:
@@ -308,8 +302,7 @@ class GradientBuckets:
             if bucket.exact:
                 bucket.exact.add(bucket.flat)
             elif bucket.is_half:
-                earlier = float32_or_better(bucket.flat).zero_() if bucket.earlier is None else bucket.earlier
-                total = earlier.add_(bucket.flat)
+                total = bucket.sum_with_earlier()
             elif bucket.earlier is not None and self._num_earlier:
                 total.add_(bucket.earlier)
         if self.sketches is not None:

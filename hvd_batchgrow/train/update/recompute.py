@@ -11,7 +11,7 @@ from torch import nn
 
 from hvd_batchgrow.data.tensor_tree import map_tensors
 from hvd_batchgrow.nn.keyed_random import set_sample_keys
-from hvd_batchgrow.train.update.bucket import Bucket, float32_or_better
+from hvd_batchgrow.train.update.bucket import Bucket
 from hvd_batchgrow.train.update.engine import UpdateEngine
 from hvd_batchgrow.train.update.forward import MicroBatch
 from hvd_batchgrow.train.update.local_sums import LocalSums, sketch
@@ -75,11 +75,5 @@ def _add(bucket: Bucket, noise: Noise) -> None:
     for place in range(len(bucket.members)):
         bucket.restore(place)
     bucket.flat.copy_(noise(bucket.flat))
-    if bucket.exact:
-        bucket.exact.add(bucket.flat)
-        bucket.flat.zero_()
-    elif bucket.is_half:
-        if bucket.earlier is None:
-            bucket.earlier = float32_or_better(bucket.flat).zero_()
-        bucket.earlier.add_(bucket.flat)
-        bucket.flat.zero_()
+    if bucket.exact or bucket.is_half:
+        bucket.set_aside()
