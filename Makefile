@@ -21,7 +21,7 @@ test-long:  ## run the long tests that CI does not run (about 5 minutes)
 	PATH="$$PWD/.venv/bin:$$PATH" OMP_NUM_THREADS=1 OMPI_MCA_mpi_yield_when_idle=1 \
 	    python -m pytest -q -m long -n auto --maxprocesses 4 --dist loadfile tests/launch tests/unit
 
-coverage:  ## make test with line coverage: a quarter to a half slower
+coverage:  ## make test with line coverage: 25 to 50 % slower
 	@tools/setup.sh test
 	@HVD_BATCHGROW_COVERAGE=1 tools/test.sh
 

@@ -44,7 +44,7 @@ def draw(pattern: Pattern, generator: np.random.Generator) -> Image.Image:
 
 
 def write(root: str, patterns: dict[str, Pattern], *, train: int, val: int, generator: np.random.Generator) -> None:
-    """Write so many photos of each pattern."""
+    """Write this many photos of each pattern."""
     for part, count in (("train", train), ("val", val)):
         for name, pattern in patterns.items():
             folder = Path(root, part, name)

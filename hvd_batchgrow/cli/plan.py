@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and `plan` does without it
 
 @dataclass(frozen=True)
 class PlanCommand(JobCommand):
-    """Print what a job would do, phase by phase, without reading its data."""
+    """Print what a job would do, phase by phase. The data is read only if the number of samples is unknown."""
 
     ranks: NumRanks = 1
     """Number of available ranks."""

@@ -205,7 +205,7 @@ class UpdateSection(Section):
     """Largest 2-norm of the averaged gradient of all parameters together; a longer gradient is scaled down. None: no
     clipping."""
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
-    """Arithmetic of the forward and backward passes. float32: no product is rounded to fewer bits, on a GPU neither.
+    """Arithmetic of the forward and backward passes. float32: products are not rounded to fewer bits, also on GPUs.
     tf32: on a GPU, products of float32 numbers with 10-bit mantissas. bfloat16 and float16: torch's autocast; float16
     uses a dynamic loss scale."""
     on_nonfinite: Literal["stop", "skip"] = "stop"

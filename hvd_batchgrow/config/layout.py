@@ -26,7 +26,7 @@ def _check_device(value: object) -> object:
 
 
 class LayoutSection(Section):
-    """`[layout]`: how a global batch is split over ranks and micro-batches. It affects the speed, never the result."""
+    """`[layout]`: how a global batch is split over ranks and micro-batches. It changes results by rounding only."""
 
     max_micro_batch: PositiveInt | None = None
     """Largest micro-batch: samples of one forward and backward pass on one rank, a multiple of γ. None: the largest

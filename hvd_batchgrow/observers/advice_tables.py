@@ -97,7 +97,7 @@ def _head(advice: Advice) -> list[str]:
         "",
         *summary(advice),
         "",
-        "   from epoch   batch         lr   updates   B_simple (band)            worth of a sample",
+        "   from epoch   batch         lr   updates   B_simple (band)            efficiency",
         *(_phase_line(phase) for phase in advice.phases),
         "",
     ]
@@ -115,7 +115,7 @@ def summary(advice: Advice) -> list[str]:
     if advice.replaces_decay:
         noise = (
             "The noise scale equals the run's at every epoch: where it fell, the batch grows as far as the evidence "
-            "supports, and lr decays by the rest."
+            "supports, and lr decays by the remaining factor."
         )
     elif fall > 1 + 1e-9:
         noise = (

@@ -38,7 +38,7 @@ def _head(advice: BranchAdvice) -> list[str]:
     ratio = f"{runs / ours:.2f}× fewer" if ours <= runs else f"{ours / runs:.2f}× more"
     noise = (
         "The noise scale equals the run's at every epoch: where it fell, the batch grows up to the critical batch, and "
-        "lr decays by the rest."
+        "lr decays by the remaining factor."
         if advice.run.noise_fell
         else f"The batch grows to the critical batch of each checkpoint; lr follows it as in the branches "
         f"({advice.lr_rule})."

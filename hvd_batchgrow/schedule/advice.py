@@ -4,7 +4,7 @@ The learning rate is never above the run's own, which the run has shown to train
 noise scale g this means:
 
 - If g fell over the run, because ε decayed or B grew, the advised run has the same g at the same epochs. Growth
-  replaces decay as far as B_simple supports it, and ε decays by the rest.
+  replaces decay as far as B_simple supports it, and ε decays by the remaining factor.
 - If g was constant, the batch follows B_simple. With `lr_rule` none, g then falls as B grows, as if ε were divided by
   the same factor; with linear it stays constant.
 """

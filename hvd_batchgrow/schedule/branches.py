@@ -120,7 +120,7 @@ def branch_request(
     """
     wrong = [factor for factor in factors if factor < 1]
     if wrong or 1 not in factors or len({*factors}) != len(factors) or len(factors) < 2:
-        fault = f"must be different whole numbers >= 1 with 1, the batch of the run, got {','.join(map(str, factors))}"
+        fault = f"must be distinct whole numbers >= 1, including 1 (the run's batch), got {','.join(map(str, factors))}"
         raise JobError([Fault("--factors", f"{fault}; for example 1,2,4,8")], "command line")
     block = math.lcm(*factors) * point.global_batch
     wanted = max(-(-point.num_samples // 2), DEFAULT_BLOCKS * block) if samples is None else samples

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Layout:
-    """How one update is computed. It affects the speed, never the result."""
+    """How one update is computed. It affects the speed, and the result only by rounding."""
 
     ranks: int
     accumulation: int

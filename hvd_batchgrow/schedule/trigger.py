@@ -163,7 +163,7 @@ class WindowTrigger(Trigger):
 
     @abstractmethod
     def forced(self, batch: int, why: str) -> BatchRequest:
-        """Return the request at the end of a window, at a batch of so many samples."""
+        """Return the request at the end of a window, at this batch, in samples."""
 
     def earliest_epoch(self, epochs: float) -> float:
         """Return the earliest epoch of a decision in a run of `epochs` epochs, without windows."""

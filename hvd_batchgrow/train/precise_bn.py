@@ -17,7 +17,7 @@ from hvd_batchgrow.train.update.micro_batches import read_micro_batches
 
 
 def reestimate(parts: TrainingParts, samples: int, micro_batch: int, ranks: Ranks) -> None:
-    """If the job sets `precise_bn_samples`, re-estimate the running statistics from so many of the last samples.
+    """If the job sets `precise_bn_samples`, re-estimate the running statistics from that many of the last samples.
 
     In exact mode the statistics are summed without rounding, so that they are bit-identical in all layouts.
 

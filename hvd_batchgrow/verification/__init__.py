@@ -1,1 +1,1 @@
-"""Checks of finished runs: the order of their samples, their weights, and equality of all layouts."""
+"""Check the sample order and the weights of runs, and that a job gives equal weights in all layouts."""

@@ -258,7 +258,7 @@ def test_the_cost_of_a_run_without_step_times_is_unknown(here: Path, capsys: pyt
             "--at: runs/small has no checkpoint at sample 161 before its end; there are checkpoints at 160,",
         ),
         (["--at", "688"], "no checkpoint at sample 688 before its end"),
-        (["--at", "160", "--factors", "2,4"], "--factors: must be different whole numbers >= 1 with 1"),
+        (["--at", "160", "--factors", "2,4"], "--factors: must be distinct whole numbers >= 1, including 1"),
         (["--at", "160", "--factors", "1,two"], "--factors: must be whole numbers such as 1,2,4,8, got '1,two'"),
         (["--at", "160", "--samples", "100"], "--samples: 100 make 1 block of 384 samples, too few for an interval"),
         (["--at", "160", "--dry-run", "--ranks", "5"], "5 ranks × 1.20 ghost batches of 8; nearest: 40, 80"),

@@ -265,8 +265,8 @@ def test_a_learning_rate_rule_that_no_branch_has_is_refused(optim: dict[str, Any
 @pytest.mark.parametrize(
     ("trigger", "sections", "message"),
     [
-        ({"factors": [2, 4]}, {}, r"trigger.factors: must be different whole numbers >= 1 with 1"),
-        ({"factors": [1]}, {}, r"trigger.factors: must be different whole numbers >= 1 with 1"),
+        ({"factors": [2, 4]}, {}, r"trigger.factors: must be distinct whole numbers >= 1, including 1"),
+        ({"factors": [1]}, {}, r"trigger.factors: must be distinct whole numbers >= 1, including 1"),
         ({"factors": [1, 8]}, {}, "smallest growth, 8 × 16, is above the limit of 96 (schedule.max_batch): the batch"),
         ({"branch_samples": 480}, {}, "trigger.branch_samples: 480 make 15 blocks of 32 samples, too few"),
         ({"first_decision_epoch": 120.0}, {}, "trigger.first_decision_epoch: 120: the first round is at epoch 120"),

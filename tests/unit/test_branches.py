@@ -162,7 +162,7 @@ def test_the_default_is_half_an_epoch_of_a_large_set() -> None:
 
 @pytest.mark.parametrize("factors", [(2, 4), (1, 1, 2), (0, 1), (1,), (-1, 1)])
 def test_factors_without_1_or_repeated_are_refused(factors: tuple[int, ...]) -> None:
-    with pytest.raises(JobError, match=r"--factors: must be different whole numbers >= 1 with 1"):
+    with pytest.raises(JobError, match=r"--factors: must be distinct whole numbers >= 1, including 1"):
         branch_request(at(160), factors, None, None)
 
 

@@ -24,7 +24,7 @@ OnBad = Callable[[BadSample], None]
 """Called with a bad sample before it is replaced; raises it if the job does not replace bad samples."""
 
 _DRAWN_AT_ONCE = 2048
-"""At least so many samples' ids and draws are computed in one call, to amortize the overhead of the call."""
+"""The ids and draws of at least this many samples are computed in one call, to amortize its overhead."""
 
 NumGhostBatches = Callable[[int], int]
 """Called with a ghost batch: with how many of the rank's ghost batches the batch is formed that begins with it.

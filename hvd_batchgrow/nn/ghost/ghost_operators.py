@@ -38,7 +38,7 @@ def keep_statistics(statistics: Tensor, order: Tensor, norm: int) -> None:
 
     Args:
         statistics: (k, 2, C).
-        order: is not changed; that it could be keeps the call in a compiled graph, in its place.
+        order: is not changed, but is declared as changed, so that a compiled graph keeps the call and its place.
         norm: its `number_of`.
     """
     _norms[norm].keep(statistics.clone())  # a compiler may reuse the memory after this call

@@ -35,7 +35,7 @@ class SyncCost:
     s_per_byte: float
 
     def seconds(self, num_bytes: int) -> float:
-        """Return the seconds of an all-reduce of so many bytes on each rank."""
+        """Return the seconds of an all-reduce of this many bytes on each rank."""
         return self.latency_s + self.s_per_byte * num_bytes
 
     def __add__(self, other: SyncCost) -> SyncCost:

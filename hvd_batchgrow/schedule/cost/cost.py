@@ -86,7 +86,7 @@ def predict(plan: Plan, figures: CostFile) -> Cost:
     """Return the training cost of a plan, without evaluations, checkpoints and the start-up of each job of a chain.
 
     Raises:
-        JobError: the file does not match the job, or lacks the cost of an all-reduce over so many ranks.
+        JobError: the file does not match the job, or lacks the cost of an all-reduce over this many ranks.
     """
     return cost_by(plan, times_of(plan.job, figures))
 

@@ -18,8 +18,8 @@ class SeesawSchedule(GrowthKeys, BoundaryPolicy):
     """Divide the learning rate by √f and multiply the batch by f at every boundary, for Adam.
 
     The normalized noise scale then falls by f, as if the learning rate were divided by f at a constant batch. At the
-    limit of the batch the learning rate decays by the rest. The rule holds up to the critical batch. It requires a
-    learning-rate factor of at least the square root of the batch factor; here it equals the root.
+    limit of the batch the learning rate decays by the remaining factor. The rule holds up to the critical batch. It
+    requires a learning-rate factor of at least the square root of the batch factor; here it equals the root.
 
     Source: Seesaw (2025).
     """

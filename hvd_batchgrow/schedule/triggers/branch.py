@@ -71,7 +71,7 @@ class BranchTrigger(Trigger):
 
     def _factor_faults(self) -> Iterator[Fault]:
         if 1 not in self.factors or len({*self.factors}) != len(self.factors) or len(self.factors) < 2:
-            fault = f"must be different whole numbers >= 1 with 1, the batch of the run, got {list(self.factors)}"
+            fault = f"must be distinct whole numbers >= 1, including 1 (the run's batch), got {list(self.factors)}"
             yield Fault("trigger.factors", f"{fault}; for example [1, 2, 4]")
 
     def batch_faults(self, job: Job, start: Start) -> list[Fault]:

@@ -64,7 +64,7 @@ def _cut_note(job: Job, start: Start, wanted: float, when: str) -> list[str]:
     cap = start.max_batch
     if cap is None or wanted <= cap + start.batch_unit / 2:
         return []
-    rest = f"it grows to at most {cap}, and the learning rate decays by the rest"
+    rest = f"it grows to at most {cap}, and the learning rate decays by the remaining factor"
     return [f"the first {when} requests a batch of {wanted:.6g}: {rest}: {_limit(job, start)}{_remedy(start, wanted)}"]
 
 
