@@ -1,4 +1,4 @@
-"""Measure images/s on one thread for images in memory: crop with padding, mirror, normalise to float32.
+"""Measure images/s on one thread for images in memory: crop with padding, mirror, normalize to float32.
 
 python -m benchmarks.arrays [--turns 7] [--side 32] [--channels 3]
 
@@ -44,7 +44,7 @@ def gather(padded: Tensor, side: int, channels: int) -> Iterator[Tensor]:
 
 
 class OneByOne(Dataset[Tensor]):
-    """A dataset that pads, crops, mirrors and normalises one image, like those of torchvision."""
+    """A dataset that pads, crops, mirrors and normalizes one image, like those of torchvision."""
 
     def __init__(self, images: Tensor) -> None:
         self.images = images

@@ -1,9 +1,9 @@
-"""Measure images/s on one thread with each augmentation, for images in memory: crop, mirror, augment, normalise.
+"""Measure images/s on one thread with each augmentation, for images in memory: crop, mirror, augment, normalize.
 
 python -m benchmarks.augmentation [--turns 7] [--side 32]
 
 The contestants are the reader with one key of `[data]` each, and without any; and torchvision's RandAugment on PIL
-images, with its crop, mirror and normalisation, one image at a time.
+images, with its crop, mirror and normalization, one image at a time.
 """
 
 from __future__ import annotations

@@ -87,10 +87,10 @@ def figure(runs: Sequence[list[Row]], folders: Sequence[Path], tolerance: float)
     return Figure("critical_batch", title, "epoch", "samples", tuple(curves), is_log=True)
 
 
-def _curve(label: str, checkpoints: Sequence[tuple[Row, ...]], key: str, colour: int) -> Curve:
+def _curve(label: str, checkpoints: Sequence[tuple[Row, ...]], key: str, color: int) -> Curve:
     values = [[float(getattr(row, key)) for row in rows] for rows in checkpoints]
     middle, low, high = (np.array([f(v) for v in values]) for f in (statistics.median, min, max))
-    return Curve(label, Points(np.array([rows[0].epoch for rows in checkpoints]), middle, low, high), Style(colour))
+    return Curve(label, Points(np.array([rows[0].epoch for rows in checkpoints]), middle, low, high), Style(color))
 
 
 def main() -> None:

@@ -4,11 +4,11 @@ python -m benchmarks.ghost_batch_norm [--turns 41] [--samples 256] [--channels 6
 python -m benchmarks.ghost_batch_norm --device cuda [--dtype bfloat16]
 
 The contestants are this package's norm, with its kernels if available and with PyTorch's operations;
-nn.BatchNorm2d, which normalises the whole micro-batch; and a loop of it over ghost batches, whose outputs are
+nn.BatchNorm2d, which normalizes the whole micro-batch; and a loop of it over ghost batches, whose outputs are
 concatenated.
 
 On a CPU, one thread is used, and by default the process keeps the memory that it frees. Otherwise glibc returns large
-blocks to the system and requests them again, page by page. That takes longer than normalising their content, and
+blocks to the system and requests them again, page by page. That takes longer than normalizing their content, and
 whether it happens depends on earlier allocations. `--fresh-memory` measures this default of glibc.
 
 On a GPU, each contestant also runs with a ReLU after it, and on maps of ResNet-50. A turn ends when the GPU has
@@ -37,14 +37,14 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of <malloc.h>
 
 
 class ChunkLoop(nn.BatchNorm2d):
-    """A batch norm that normalises ghost batches in a loop."""
+    """A batch norm that normalizes ghost batches in a loop."""
 
     def __init__(self, num_features: int, ghost_batch: int) -> None:
         super().__init__(num_features)
         self.ghost_batch = ghost_batch
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise each ghost batch, and concatenate the outputs."""
+        """Normalize each ghost batch, and concatenate the outputs."""
         return torch.cat([super(ChunkLoop, self).forward(chunk) for chunk in x.split(self.ghost_batch)])
 
 
@@ -56,7 +56,7 @@ class Plain(nn.Module):
         self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise by PyTorch's operations."""
+        """Normalize by PyTorch's operations."""
         with by_pytorch_only():
             return self.norm(x)  # type: ignore[no-any-return]
 

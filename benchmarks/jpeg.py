@@ -47,7 +47,7 @@ NOISE = ((64, 40), (16, 30), (6, 22), (2, 18), (1, 16))
 
 
 def make_image(rng: np.random.Generator, height: int, width: int) -> Image.Image:
-    """Return noise at several scales, mostly grey, with ellipses, which compresses like a photograph."""
+    """Return noise at several scales, mostly gray, with ellipses, which compresses like a photograph."""
     pixels = np.full((height, width, 3), 128, dtype=np.float32)
     for grain, amplitude in NOISE:
         noise = rng.standard_normal((height // grain + 2, width // grain + 2, 3)).astype(np.float32)
@@ -143,7 +143,7 @@ def _one_thread(_: int) -> None:
 
 
 def to_crop(images: Any, mirrors: Any) -> Any:
-    """Resize, mirror and normalise images by DALI."""
+    """Resize, mirror and normalize images by DALI."""
     images = fn.resize(images, size=[CROP_PIXELS, CROP_PIXELS])
     mean, std = ([255 * value for value in values] for values in (MEAN, DEVIATION))
     return fn.crop_mirror_normalize(images, mirror=mirrors, mean=mean, std=std, output_layout="CHW")

@@ -79,7 +79,7 @@ class Browser:
         self.driver.get(target.resolve().as_uri() if isinstance(target, Path) else target)
 
     def emulate(self, *, dark: bool = False, paper: bool = False) -> None:
-        """Emulate a dark or a light colour scheme, on the screen or in print, for this and later pages."""
+        """Emulate a dark or a light color scheme, on the screen or in print, for this and later pages."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         media = {"media": "print" if paper else "screen", "features": [scheme]}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
@@ -130,13 +130,13 @@ class Browser:
 
 
 def is_drawn(element: WebElement) -> bool:
-    """Return whether an element has more than one colour on the screen; it is scrolled into view."""
+    """Return whether an element has more than one color on the screen; it is scrolled into view."""
     pixels = _pixels(element)
     return bool((pixels != pixels[0, 0]).any())
 
 
-def has_colour(element: WebElement) -> bool:
-    """Return whether an element has a pixel that is not grey: a curve, where axes and labels are grey."""
+def has_color(element: WebElement) -> bool:
+    """Return whether an element has a pixel that is not gray: a curve, where axes and labels are gray."""
     pixels = _pixels(element).astype(int)
     return bool((pixels.max(axis=-1) - pixels.min(axis=-1) > 30).any())
 

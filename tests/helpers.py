@@ -119,7 +119,7 @@ def write_idx_folder(folder: Path, source: Datasets) -> Path:
 
 
 def encoded_samples(folder: Path, num_samples: int) -> EncodedDataset:
-    """JPEG files of several sizes, one of them grey."""
+    """JPEG files of several sizes, one of them gray."""
     generator = np.random.default_rng(2)
     entries = []
     for k in range(num_samples):

@@ -36,6 +36,8 @@ WORDS = {
     r"hand(s|ed|ing)? over|deal(s|t)? (out|to)|carr(y|ies|ied|ying)": "the collective or the data structure",
     r"same bits": "bit-identical",
     r"left out": "skipped",
+    r"\w*(colour|centre(d|s)?\b|grey|neighbour)\w*": "American spelling: color, center, gray, neighbor",
+    r"\w*(normal|standard|initial|quant|synchron|recogn)is(e|i|a)\w*": "American spelling: …ize",
 }
 PATTERN = re.compile("|".join(rf"(?P<w{k}>\b(?:{word})\b)" for k, word in enumerate(WORDS)), re.IGNORECASE)
 

@@ -16,7 +16,7 @@ Images = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def augmented(source: Datasets, padding: int, *, channels_last: bool = False) -> Images:
-    """Return a function that crops, mirrors and normalises training images as one tensor.
+    """Return a function that crops, mirrors and normalizes training images as one tensor.
 
     Args:
         source: of images in memory.

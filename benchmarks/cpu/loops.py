@@ -43,7 +43,7 @@ def run(name: str, settings: Settings) -> Outcome:
         on = f" on {num_ranks} ranks" if num_ranks > 1 else ""
         title = f"{case.title}, B {batch:,}{on}, micro-batches of {MICRO_BATCH}"
         groups.append(compare(title, "samples/s", rates, next(iter(rates))))
-    return Outcome(groups, ["one thread for each rank; by hand: nn.BatchNorm2d; all crop, mirror and normalise"])
+    return Outcome(groups, ["one thread for each rank; by hand: nn.BatchNorm2d; all crop, mirror and normalize"])
 
 
 def in_turns(started: Mapping[str, Contestant], settings: Settings, part: int, parts: int) -> dict[str, list[float]]:

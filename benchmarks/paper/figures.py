@@ -14,7 +14,7 @@ from hvd_batchgrow.reports.curves import Floats, Points, thin
 from hvd_batchgrow.reports.document import Curve, Figure, Style
 from hvd_batchgrow.reports.figures import figure
 from hvd_batchgrow.reports.pictures import pictures
-from hvd_batchgrow.reports.runs import NUM_COLOURS
+from hvd_batchgrow.reports.runs import NUM_COLORS
 from hvd_batchgrow.results.run_files import RunFiles
 
 
@@ -38,7 +38,7 @@ def study_figures(table: Table, runs: Runs) -> list[Figure]:
         for by in ("epochs", "updates"):
             name = f"{table.name}-{what}-by-{by}".replace("_", "-").replace(" ", "-")
             curves = [
-                Curve(row, _band([read(run) for run in trained.values()], by), Style(k % NUM_COLOURS, k // NUM_COLOURS))
+                Curve(row, _band([read(run) for run in trained.values()], by), Style(k % NUM_COLORS, k // NUM_COLORS))
                 for k, row in enumerate(table.rows)
                 if (trained := runs_of(table, row, runs))
             ]

@@ -1,6 +1,6 @@
 """Draw many photos of four fabrics, and a few of three others: many/ and few/, each with train/CLASS/ and val/CLASS/.
 
-Patterns differ in scale, rotation, place and their two colours, and photos in size and brightness.
+Patterns differ in scale, rotation, place and their two colors, and photos in size and brightness.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FEW: dict[str, Pattern] = {
     "dashed": lambda x, y: (np.cos(x) > 0.2) & (np.cos(y) > -0.5),
     "latticed": lambda x, y: (np.cos(x) > 0.6) | (np.cos(y) > 0.6),
 }
-"""Where a pattern has its second colour, by place; 2π is one period."""
+"""Where a pattern has its second color, by place; 2π is one period."""
 
 
 def draw(pattern: Pattern, generator: np.random.Generator) -> Image.Image:

@@ -1,6 +1,6 @@
 """Draw signs that each show any of four symbols: data/…_images.npy, data/…_targets.npy and another one, sign.png.
 
-A sign is 32 × 32 pixels. Each symbol is present with probability 0.4, at any place and in any colour, and symbols may
+A sign is 32 × 32 pixels. Each symbol is present with probability 0.4, at any place and in any color, and symbols may
 cover each other in part. The targets are 0 or 1 for each symbol.
 """
 

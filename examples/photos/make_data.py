@@ -1,6 +1,6 @@
 """Draw photos of four fabrics: data/train/CLASS/….jpg and data/val/CLASS/….jpg, and photo.jpg, which is in neither.
 
-Patterns differ in scale, rotation, place and their two colours, and photos in size and brightness.
+Patterns differ in scale, rotation, place and their two colors, and photos in size and brightness.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FABRICS: dict[str, Callable[[Floats, Floats], NDArray[np.bool_]]] = {
     "striped": lambda x, y: np.sin(x) > 0,
     "waved": lambda x, y: np.sin(x + 2 * np.sin(y)) > 0,
 }
-"""Where a pattern has its second colour, by place; 2π is one period."""
+"""Where a pattern has its second color, by place; 2π is one period."""
 
 
 def draw(fabric: str, generator: np.random.Generator) -> Image.Image:

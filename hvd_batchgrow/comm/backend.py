@@ -34,10 +34,10 @@ def connect(backend: Backend = "auto", device: DeviceKey = "auto", ranks_per_gpu
     Raises:
         RunError: no backend is available for several ranks, or the ranks do not find each other.
     """
-    if backend != "horovod" and _torch_is_initialised():
-        from hvd_batchgrow.comm.torch_distributed import join_initialised
+    if backend != "horovod" and _torch_is_initialized():
+        from hvd_batchgrow.comm.torch_distributed import join_initialized
 
-        return join_initialised()
+        return join_initialized()
     launcher = launched_by(os.environ)
     if tasks := unconnected_tasks(os.environ):
         raise RunError(
@@ -66,8 +66,8 @@ def connect(backend: Backend = "auto", device: DeviceKey = "auto", ranks_per_gpu
     return _for_devices(ranks, device, ranks_per_gpu) if backend == "auto" and not ranks.elastic else ranks
 
 
-def _torch_is_initialised() -> bool:
-    """Return whether the script has initialised torch.distributed, without the second that importing it takes."""
+def _torch_is_initialized() -> bool:
+    """Return whether the script has initialized torch.distributed, without the second that importing it takes."""
     c10d = sys.modules.get("torch.distributed.distributed_c10d")
     return c10d is not None and c10d.is_initialized()
 

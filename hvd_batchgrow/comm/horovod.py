@@ -45,7 +45,7 @@ class HorovodRanks(Ranks):
     """All ranks that mpirun or horovodrun started, or the first of them.
 
     Horovod is shut down and restarted among the ranks that work in a phase, which takes 0.01 s under MPI and
-    0.2 s under Gloo. A process set would not do: Horovod's threads on all ranks synchronise whatever the set,
+    0.2 s under Gloo. A process set would not do: Horovod's threads on all ranks synchronize whatever the set,
     which costs idle ranks 13 % of a core under MPI and 28 % under Gloo.
 
     Args:

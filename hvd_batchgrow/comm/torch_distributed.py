@@ -39,7 +39,7 @@ class TorchRanks(Ranks):
         group: the process group.
         hosts: a number for the host of each rank; None: find it out by a collective.
         backends: of the group.
-        is_guest: whether the script has initialised torch.distributed, and will shut it down.
+        is_guest: whether the script has initialized torch.distributed, and will shut it down.
     """
 
     sum_types = (torch.float16, torch.bfloat16)
@@ -142,7 +142,7 @@ def lost(fault: Exception) -> RunError:
     return RunError(f"another rank has ended or cannot be reached any more ({first_line}){then}")
 
 
-def join_initialised() -> TorchRanks:
+def join_initialized() -> TorchRanks:
     """Return the ranks of the script's own `init_process_group`, in a separate group. All ranks call it together."""
     return TorchRanks(dist.new_group(backend="gloo", timeout=_COLLECTIVE_TIMEOUT), is_guest=True)
 

@@ -226,7 +226,7 @@ class GradientNoiseSection(Section):
     """Measure and record B_simple. A trigger that needs it measures it in any case."""
     estimator: Literal["micro_batches", "norm_layers"] = "micro_batches"
     """micro_batches: from the gradients of an update's micro-batches, at least two over all ranks. norm_layers: from
-    the gradients of normalisation layers for each ghost batch or, in networks without batch norm, each sample."""
+    the gradients of normalization layers for each ghost batch or, in networks without batch norm, each sample."""
     norm_layers_factor: PositiveFloat = 1.0
     """norm_layers: B_simple of the network as a multiple of that of its norm layers, until the run has measured it in
     updates of several micro-batches."""

@@ -18,8 +18,8 @@ IMAGE_KEYS = frozenset(
 _TORCH_ONLY = ("auto_augment", "color_jitter")
 """Keys of operations that only the pipeline `torch` has: DALI's operations of these names give other pixels."""
 _MOST_HUE = 0.5
-"""Half a turn of the colour circle reaches every hue."""
-_CHANNELS = {1: "grey", 3: "RGB"}
+"""Half a turn of the color circle reaches every hue."""
+_CHANNELS = {1: "gray", 3: "RGB"}
 """Channels of the images that Pillow's operations accept."""
 
 
@@ -52,7 +52,7 @@ def channel_faults(data: DataSection, channels: int) -> list[Fault]:
         return [Fault(key, fault) for key in torch_only_keys(data)]
     if data.color_jitter and channels == 1 and any(data.color_jitter[2:]):
         kept = ", ".join(f"{value:g}" for value in data.color_jitter[:2])
-        fault = f"changes saturation and hue, which grey images do not have; use [{kept}, 0, 0]"
+        fault = f"changes saturation and hue, which gray images do not have; use [{kept}, 0, 0]"
         return [Fault("data.color_jitter", fault)]
     return []
 
@@ -79,7 +79,7 @@ def _color_faults(data: DataSection) -> Iterator[Fault]:
     if not any(data.color_jitter):
         yield Fault("data.color_jitter", "[0, 0, 0, 0] changes nothing; remove it, or use [0.4, 0.4, 0.4, 0.1]")
     if (hue := data.color_jitter[3]) > _MOST_HUE:
-        fault = f"hue = {hue:g} exceeds {_MOST_HUE:g}, half a turn of the colour circle; use <= {_MOST_HUE:g}"
+        fault = f"hue = {hue:g} exceeds {_MOST_HUE:g}, half a turn of the color circle; use <= {_MOST_HUE:g}"
         yield Fault("data.color_jitter", fault)
 
 

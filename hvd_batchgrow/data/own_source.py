@@ -174,7 +174,7 @@ def _sample_faults(samples: Dataset, target: TargetKind | None) -> list[str]:
     if samples.kind not in axes:
         return [f"kind must be one of {', '.join(axes)}, is {samples.kind!r}"]
     if len(samples.shape) != axes[samples.kind]:
-        hint = "; give grey images a channel: images[..., None]" if len(samples.shape) == 2 else ""
+        hint = "; give gray images a channel: images[..., None]" if len(samples.shape) == 2 else ""
         return [f"shape of {samples.kind} must have {counted(axes[samples.kind], 'number')}, is {samples.shape}{hint}"]
     if not len(samples):
         return ["is empty"]

@@ -161,7 +161,7 @@ def _crop_faults(data: DataSection, kinds: Sequence[Kind], given: set[str]) -> l
         lonely = given & _CROP
         faults += [Fault(f"data.{key}", "requires data.image_size, which is missing") for key in lonely]
     if data.image_size and data.eval_resize and data.eval_resize < data.image_size:
-        fault = f"{data.eval_resize} is below data.image_size = {data.image_size}: the centre crop would not fit"
+        fault = f"{data.eval_resize} is below data.image_size = {data.image_size}: the center crop would not fit"
         faults.append(Fault("data.eval_resize", f"{fault}; use >= {data.image_size}"))
     faults += [
         Fault(f"data.{key}", f"must be [min, max], got [{low:g}, {high:g}]; try [{high:g}, {low:g}]")

@@ -21,7 +21,7 @@ class _AnyBatchNorm(nn.BatchNorm2d):
         """Accept any number of dimensions."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise, then drop and activate as the ghost norm does."""
+        """Normalize, then drop and activate as the ghost norm does."""
         y = super().forward(input)
         for child in self.children():  # `drop` and `act` of timm's norms
             y = child(y)

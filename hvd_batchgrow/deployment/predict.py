@@ -182,7 +182,7 @@ def _photos_of_one_size(
 
 
 def _pixels(path: Path, channels: int) -> NDArray[np.uint8]:
-    """Return the pixels of a photo, (H, W, channels); grey is ITU-R 601's luma of a colour. Raises RunError."""
+    """Return the pixels of a photo, (H, W, channels); gray is ITU-R 601's luma of a color. Raises RunError."""
     if channels not in {1, 3}:
         raise RunError(
             f"cannot be used: the network was trained on images of {channels} channels, and photos have 1 or 3"
@@ -198,5 +198,5 @@ def _pixels(path: Path, channels: int) -> NDArray[np.uint8]:
         raise RunError(fault_text(error, stream)) from None
     if channels == 3:
         return rgb
-    is_grey = bool((rgb == rgb[..., :1]).all())
-    return rgb[..., :1] if is_grey else np.asarray(Image.fromarray(rgb).convert("L"))[..., None]
+    is_gray = bool((rgb == rgb[..., :1]).all())
+    return rgb[..., :1] if is_gray else np.asarray(Image.fromarray(rgb).convert("L"))[..., None]

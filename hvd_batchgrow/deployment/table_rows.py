@@ -32,7 +32,7 @@ _NO_CLASS = ("is not a class of the training rows", "are not classes of the trai
 
 
 @dataclass(frozen=True)
-class LabelledRows:
+class LabeledRows:
     """Rows as features."""
 
     values: NDArray[np.float64]
@@ -43,7 +43,7 @@ class LabelledRows:
     """Location of each row in the file: `line 3`."""
 
 
-def read_rows(path: Path, description: ModelDescription, data: DataSection, *, with_targets: bool) -> LabelledRows:
+def read_rows(path: Path, description: ModelDescription, data: DataSection, *, with_targets: bool) -> LabeledRows:
     """Read the rows of a csv or parquet file. Columns are found by name, or by position in a file without a header.
 
     Args:
@@ -72,7 +72,7 @@ def read_rows(path: Path, description: ModelDescription, data: DataSection, *, w
         faults += target_faults
     if text := listed_faults(table, faults):
         raise RunError(text)
-    return LabelledRows(_encoding(columns).apply(values), targets, table.places(range(table.num_rows)))
+    return LabeledRows(_encoding(columns).apply(values), targets, table.places(range(table.num_rows)))
 
 
 def _targets(

@@ -70,7 +70,7 @@ def ghost_norm_facts() -> Facts:
         if ghost_cpu.library() is None:
             return {"is_built": True, "error": str(caught[0].message) if caught else "it cannot be loaded"}
     x = torch.linspace(-1, 1, 8 * 3 * 5).square().reshape(8, 3, 5).contiguous()
-    ours, expected = (module.normalise(x, None, None, 2, 1e-5)[0] for module in (ghost_cpu, ghost_reference))
+    ours, expected = (module.normalize(x, None, None, 2, 1e-5)[0] for module in (ghost_cpu, ghost_reference))
     return {"is_built": True, "largest_difference": float((ours - expected).abs().max())}
 
 

@@ -145,9 +145,9 @@ def gradients_of_samples(norm: nn.Module, x: Tensor, grad: Tensor) -> list[Tenso
         normal, inner = functional.group_norm(x, norm.num_groups, eps=norm.eps), range(2, x.dim())
     else:
         assert isinstance(norm, nn.LayerNorm | nn.RMSNorm)
-        normalise: Any = functional.layer_norm if isinstance(norm, nn.LayerNorm) else functional.rms_norm
+        normalize: Any = functional.layer_norm if isinstance(norm, nn.LayerNorm) else functional.rms_norm
         normal, inner = (
-            normalise(x, norm.normalized_shape, eps=norm.eps),
+            normalize(x, norm.normalized_shape, eps=norm.eps),
             range(1, x.dim() - len(norm.normalized_shape)),
         )
     return [(part.sum(tuple(inner)) if inner else part).flatten(1) for part in (grad * normal, grad)]
@@ -173,7 +173,7 @@ def refuse_compiled(recorder: NormGradients) -> None:
 
 
 def _batch_norms(model: nn.Module) -> Iterator[str]:
-    """Yield the names of the batch norms that normalise by the statistics of a micro-batch in training."""
+    """Yield the names of the batch norms that normalize by the statistics of a micro-batch in training."""
     with kept_modes(model):
         model.train()
         for path, module in model.named_modules():

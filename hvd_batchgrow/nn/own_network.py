@@ -81,7 +81,7 @@ def load_own(job: Job, form: InputForm, num_classes: int) -> nn.Module:
         raise _refusal(job, f"{name} must return a torch.nn.Module, returned {type(made).__name__}")
     if fault := kind_fault(made):
         raise _refusal(job, f"{name}: {fault}")
-    _initialise_lazy(job, made, form)
+    _initialize_lazy(job, made, form)
     network = convert_dropout(_with_ghost_norms(job, made))
     if fault := state_dict_fault(network):
         raise _refusal(job, f"{name}: {fault}")
@@ -138,8 +138,8 @@ def _arguments(factory: Callable[..., Any], job: Job, num_classes: int) -> dict[
     return given
 
 
-def _initialise_lazy(job: Job, network: nn.Module, form: InputForm) -> None:
-    """Initialise lazy modules by a forward of two samples. No other tensor changes.
+def _initialize_lazy(job: Job, network: nn.Module, form: InputForm) -> None:
+    """Initialize lazy modules by a forward of two samples. No other tensor changes.
 
     Raises:
         JobError: the forward fails, or does not reach all lazy modules.

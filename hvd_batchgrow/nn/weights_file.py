@@ -86,7 +86,7 @@ def _fault(values: Any) -> str | None:
         if not isinstance(value, Tensor) and not is_extra_state(name):
             return f"{name} is a {type(value).__name__}"
         if isinstance(value, Tensor) and (value.layout != torch.strided or value.is_quantized):
-            return f"{name} is sparse or quantised"
+            return f"{name} is sparse or quantized"
     return None if values else "it is empty"
 
 

@@ -33,7 +33,7 @@ class PlainConsole(Console):
     Args:
         file: the stream.
         width: in columns; None: the width of the terminal.
-        is_terminal: whether to draw and colour; None: only if the stream is a terminal.
+        is_terminal: whether to draw and color; None: only if the stream is a terminal.
         quiet: print nothing.
     """
 

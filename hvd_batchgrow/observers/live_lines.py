@@ -1,7 +1,7 @@
 """The live view as lines of text: a pure function of the view, the width and the time.
 
-Text has the terminal's default colour. The other two, magenta and red, are readable on dark and on light backgrounds.
-No information is in the colour alone.
+Text has the terminal's default color. The other two, magenta and red, are readable on dark and on light backgrounds.
+No information is in the color alone.
 """
 
 from __future__ import annotations

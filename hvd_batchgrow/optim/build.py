@@ -20,7 +20,7 @@ from hvd_batchgrow.schedule.phases import Phase
 def build_optimizer(model: nn.Module, optim: SgdSection | AdamSection | LarsSection) -> torch.optim.Optimizer:
     """Build torch's SGD, Adam or AdamW, or Lars.
 
-    Weight decay applies to weights of two or more dimensions; with `decay_norm_and_bias` also to normalisation
+    Weight decay applies to weights of two or more dimensions; with `decay_norm_and_bias` also to normalization
     parameters and biases, which have at most one dimension. Lars never scales the latter. The dimensions decide,
     never the name. `optim.groups` and `optim.layer_decay` divide the parameters further, see `parameter_groups`.
 

@@ -20,7 +20,7 @@ from hvd_batchgrow.reports.overview import (
 )
 from hvd_batchgrow.reports.phases import phase_table, plan_notes
 from hvd_batchgrow.reports.provenance import commands_section, environment_section, files_section, order_section
-from hvd_batchgrow.reports.runs import NUM_COLOURS, NUM_DASHES, Clock, ReportedRun, reported_runs
+from hvd_batchgrow.reports.runs import NUM_COLORS, NUM_DASHES, Clock, ReportedRun, reported_runs
 from hvd_batchgrow.reports.timeline import event_table
 from hvd_batchgrow.results.comparison import Comparison
 from hvd_batchgrow.results.records import number as finite
@@ -110,7 +110,7 @@ _NOISE = (
 def _pairs(
     runs: Sequence[ReportedRun], comparisons: Sequence[Comparison]
 ) -> list[tuple[ReportedRun, ReportedRun, Style]]:
-    """Return the runs of each pair; those of a comparison share a colour and differ in their dashes."""
+    """Return the runs of each pair; those of a comparison share a color and differ in their dashes."""
     by_folder = {run.folder: run for run in runs}
     pairs = []
     for index, found in enumerate(comparisons):
@@ -118,7 +118,7 @@ def _pairs(
         for k, seed in enumerate(both):
             folders = (arm.by_seed[seed].folder for arm in (found.first, found.second))
             first, second = (by_folder[folder] for folder in folders)
-            pairs.append((first, second, Style(index % NUM_COLOURS, k % NUM_DASHES)))
+            pairs.append((first, second, Style(index % NUM_COLORS, k % NUM_DASHES)))
     return pairs
 
 

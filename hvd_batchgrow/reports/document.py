@@ -58,9 +58,9 @@ def with_values(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) ->
 
 @dataclass(frozen=True)
 class Style:
-    """How a curve is drawn: indices of a colour and of a dash pattern."""
+    """How a curve is drawn: indices of a color and of a dash pattern."""
 
-    colour: int = 0
+    color: int = 0
     dash: int = 0
 
 

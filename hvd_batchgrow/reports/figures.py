@@ -61,7 +61,7 @@ def _step_curve(run: ReportedRun, column: str, clock: Clock, label: str = "", da
     ends = run.files.column("samples")
     values = run.files.column(column)
     points = steps(clock.at(ends - run.files.record_samples), clock.at(ends), values)
-    style = run.style if dash is None else Style(run.style.colour, dash)
+    style = run.style if dash is None else Style(run.style.color, dash)
     return Curve(label or run.label, points, style, is_steps=True)
 
 

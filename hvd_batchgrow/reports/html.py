@@ -1,7 +1,7 @@
 """Render a report as one HTML file that loads nothing and executes nothing but its own script.
 
 The charts are SVG that is drawn here, so that they are there with scripts disabled (as CI servers and notebooks show
-pages), follow the colours of light, dark and print by style sheet, and print as lines. The script adds hover and zoom.
+pages), follow the colors of light, dark and print by style sheet, and print as lines. The script adds hover and zoom.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ import numpy as np
 from hvd_batchgrow.reports.chart import scales, tick_text
 from hvd_batchgrow.reports.document import Curve, Figure
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#a6508c", "#8a6d00", "#3f9bd6", "#6b7280", "#000000")
-"""The colours of reports/assets/report.css on a light page: those of Okabe and Ito, darker where they were pale."""
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#a6508c", "#8a6d00", "#3f9bd6", "#6b7280", "#000000")
+"""The colors of reports/assets/report.css on a light page: those of Okabe and Ito, darker where they were pale."""
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 3)), (0, (1.5, 2)), (0, (6, 2, 1.5, 2)))
 _FORMATS = ("png", "svg")
 
@@ -47,13 +47,13 @@ def _draw(figure: Figure, axis: Any) -> None:
 
 
 def _draw_curve(curve: Curve, axis: Any) -> None:
-    points, colour = curve.points, COLOURS[curve.style.colour]
+    points, color = curve.points, COLORS[curve.style.color]
     if points.low is not None and points.high is not None:
-        axis.fill_between(points.x, points.low, points.high, color=colour, alpha=0.22, linewidth=0)
+        axis.fill_between(points.x, points.low, points.high, color=color, alpha=0.22, linewidth=0)
     marker = "o" if np.isfinite(points.y).sum() == 1 else None
     label = curve.label if not curve.label.startswith("_") else f" {curve.label}"  # a leading _ hides a label
     axis.plot(
-        points.x, points.y, color=colour, linestyle=_DASHES[curve.style.dash], linewidth=1.5, label=label, marker=marker
+        points.x, points.y, color=color, linestyle=_DASHES[curve.style.dash], linewidth=1.5, label=label, marker=marker
     )
 
 

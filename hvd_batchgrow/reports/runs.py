@@ -18,7 +18,7 @@ from hvd_batchgrow.results.records import number as finite
 from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.results.run_summary import RunSummary, read_runs, summarize
 
-NUM_COLOURS, NUM_DASHES = 8, 4
+NUM_COLORS, NUM_DASHES = 8, 4
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,13 @@ def _labels(folders: Sequence[Path]) -> list[str]:
 
 
 def _styles(runs: Sequence[RunFiles]) -> list[Style]:
-    """Return a colour for each job; runs that differ in their seed share it, and differ in their dashes."""
+    """Return a color for each job; runs that differ in their seed share it, and differ in their dashes."""
     arms = group_runs(runs)
     styles = {}
     for index, arm in enumerate(arms):
         for k, run in enumerate(arm.runs):
             dash = index if len(arms) == len(runs) else k
-            styles[run.folder] = Style(index % NUM_COLOURS, dash % NUM_DASHES)
+            styles[run.folder] = Style(index % NUM_COLORS, dash % NUM_DASHES)
     return [styles[run.folder] for run in runs]
 
 

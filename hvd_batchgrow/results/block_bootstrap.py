@@ -26,7 +26,7 @@ class MeanInterval:
     block_length: int
     """Terms of a block of the bootstrap."""
     correlation: float
-    """Estimated correlation of neighbouring terms."""
+    """Estimated correlation of neighboring terms."""
 
     @property
     def half_width(self) -> float:
@@ -38,13 +38,13 @@ def mean_interval(series: ArrayLike, confidence: float = 0.95) -> MeanInterval:
     """Return the mean of a stationary series with its interval.
 
     The interval is d̄ ± t s. s is the standard error of the circular block bootstrap (Politis & Romano 1992): blocks of
-    l neighbouring terms are drawn, and the variance of their mean over all draws has a closed form, so nothing is drawn
+    l neighboring terms are drawn, and the variance of their mean over all draws has a closed form, so nothing is drawn
     at random. Three corrections are for short series. t is Student's quantile for n/l - 1 degrees of freedom, and s² is
     multiplied by (n/l) / (n/l - 1) (Hesterberg 2015, arXiv 1411.5279). s² is also multiplied by the ratio of the
     variance of the mean to what blocks of l terms can see of it, both those of an AR(1) process.
 
     l is the length that minimizes the error of s² for an AR(1) process, (√6 φ/(1-φ²))^(2/3) n^(1/3) (Carlstein 1986;
-    Politis & White 2004), at most n/4. φ is the correlation of neighbouring terms, corrected for the bias
+    Politis & White 2004), at most n/4. φ is the correlation of neighboring terms, corrected for the bias
     -(1 + 3φ)/n of its estimate (Marriott & Pope 1954).
 
     Args:
@@ -72,12 +72,12 @@ _LEAST = 8
 
 
 def correlation(values: NDArray[np.float64]) -> float:
-    """Return the bias-corrected correlation of neighbouring terms; 0 for a constant series."""
-    centred = values - values.mean()
-    total = float(centred @ centred)
+    """Return the bias-corrected correlation of neighboring terms; 0 for a constant series."""
+    centered = values - values.mean()
+    total = float(centered @ centered)
     if total <= len(values) * (1e-14 * float(np.abs(values).max())) ** 2:  # rounding only
         return 0.0
-    found = float(centred[1:] @ centred[:-1]) / total
+    found = float(centered[1:] @ centered[:-1]) / total
     corrected = found + (1 + 3 * found) / len(values)
     return min(max(corrected, -_MOST_CORRELATED), _MOST_CORRELATED)
 

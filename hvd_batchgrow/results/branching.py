@@ -150,7 +150,7 @@ class Branching:
         lines = [f"loss: mean over {where}; differences from k = 1, with 95 % intervals (block bootstrap)"]
         if used < _ENOUGH_BLOCKS:
             lines.append(
-                f"{used} blocks are few: if neighbouring blocks are correlated, intervals are too narrow; "
+                f"{used} blocks are few: if neighboring blocks are correlated, intervals are too narrow; "
                 f"{_ENOUGH_BLOCKS} take --samples {2 * _ENOUGH_BLOCKS * block}"
             )
         if any(result.held_out is not None and result.held_out.low is not None for result in self.results):

@@ -60,7 +60,7 @@ def _equal_passes(groups: int, ranks: int, group: int, max_micro_batch: int) -> 
 
 def _indivisible(global_batch: int, ranks: int, group: int) -> str:
     groups = global_batch // group
-    lower, upper = _neighbours(global_batch, ranks * group)
+    lower, upper = _neighbors(global_batch, ranks * group)
     nearest_ranks = sorted(sorted(divisors(groups, 4 * ranks), key=lambda n: abs(n - ranks))[:3])
     return (
         f"global batch {global_batch} = {ranks} ranks × {groups / ranks:.2f} ghost batches of {group}; "
@@ -71,11 +71,11 @@ def _indivisible(global_batch: int, ranks: int, group: int) -> str:
 
 def cut_groups(samples: int, group: int) -> str:
     """Return the fault of a number of samples that is not whole ghost batches, with the nearest valid numbers."""
-    lower, upper = _neighbours(samples, group)
+    lower, upper = _neighbors(samples, group)
     return f"{samples} = {samples / group:.2f} ghost batches of {group}, which are never cut; nearest: {lower}{upper}"
 
 
-def _neighbours(value: int, unit: int) -> tuple[str, str]:
+def _neighbors(value: int, unit: int) -> tuple[str, str]:
     lower = value // unit * unit
     return (f"{lower}, " if lower else "", str(lower + unit))
 

@@ -23,14 +23,14 @@ class NoiseScale:
     Args:
         num_samples: N.
         exact: use the exact form.
-        normalised_from: B₀ for the form of normalized gradients; None for the other forms.
+        normalized_from: B₀ for the form of normalized gradients; None for the other forms.
 
     Source: Smith & Le 2017 (arXiv 1710.06451); Smith et al. 2018 (arXiv 1711.00489), §2 and §4.
     """
 
     num_samples: int
     exact: bool = False
-    normalised_from: int | None = None
+    normalized_from: int | None = None
 
     def of(self, lr: float, momentum: float, global_batch: float) -> float:
         """Return the noise scale."""
@@ -45,16 +45,16 @@ class NoiseScale:
         wanted = noise * _rest(momentum) / lr
         if self.exact:
             return self.num_samples / (1 + wanted)
-        if self.normalised_from:
-            return (self.num_samples / wanted) ** 2 / self.normalised_from
+        if self.normalized_from:
+            return (self.num_samples / wanted) ** 2 / self.normalized_from
         return self.num_samples / wanted
 
     def _per_lr(self, global_batch: float) -> float:
         """Return g (1-m)/ε."""
         if self.exact:
             return self.num_samples / global_batch - 1
-        if self.normalised_from:
-            return self.num_samples / math.sqrt(global_batch * self.normalised_from)
+        if self.normalized_from:
+            return self.num_samples / math.sqrt(global_batch * self.normalized_from)
         return self.num_samples / global_batch
 
 

@@ -20,7 +20,7 @@ _ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), 
 def png(
     values: Array,
     bits: int = 8,
-    colour: int = 2,
+    color: int = 2,
     *,
     interlaced: bool = False,
     before: Sequence[tuple[bytes, bytes]] = (),
@@ -31,7 +31,7 @@ def png(
     Args:
         values: (H, W) or (H, W, C), samples as they are stored.
         bits: of a sample.
-        colour: 0 grey, 2 RGB, 3 palette, 4 grey and alpha, 6 RGBA.
+        color: 0 gray, 2 RGB, 3 palette, 4 gray and alpha, 6 RGBA.
         interlaced: by Adam7.
         before: chunks before the pixels, such as PLTE or eXIf.
         after: chunks after them.
@@ -39,7 +39,7 @@ def png(
     height, width = values.shape[:2]
     parts = [values[y::dy, x::dx] for y, x, dy, dx in _ADAM7] if interlaced else [values]
     raw = b"".join(_filtered(part, bits) for part in parts if part.size)
-    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, interlaced)
+    header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, interlaced)
     chunks = [(b"IHDR", header), *before, (b"IDAT", zlib.compress(raw)), *after, (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(name, data) for name, data in chunks)
 

@@ -59,7 +59,7 @@ def forms(seed: int) -> list[ImageForm]:
     return [form for make in makers for form in make(rgb, draw)]
 
 
-def _grey(values: NDArray[Any], largest: int) -> Values:
+def _gray(values: NDArray[Any], largest: int) -> Values:
     return np.repeat(values[..., None], 3, axis=2) / largest
 
 
@@ -69,25 +69,25 @@ def _pngs(rgb: NDArray[np.uint8], draw: np.random.Generator) -> Iterator[ImageFo
         values = draw.integers(0, 2**bits, shape)
         for interlaced in (False, True):
             data = png(values, bits, 0, interlaced=interlaced)
-            name = f"png grey {bits}{' interlaced' * interlaced}"
-            yield ImageForm(name, data, _grey(values, 2**bits - 1), _ROUNDED if bits == 16 else _EXACT)
+            name = f"png gray {bits}{' interlaced' * interlaced}"
+            yield ImageForm(name, data, _gray(values, 2**bits - 1), _ROUNDED if bits == 16 else _EXACT)
         if bits <= 8:
             palette = draw.integers(0, 256, (2**bits, 3), dtype=np.uint8)
             chunks = [(b"PLTE", palette.tobytes()), (b"tRNS", bytes([0, 128]))]
             yield ImageForm(f"png palette {bits}", png(values, bits, 3, before=chunks), palette[values] / 255)
     for bits in (8, 16):
         scale, tolerance = 2**bits - 1, _EXACT if bits == 8 else _ROUNDED
-        colour = draw.integers(0, 2**bits, (*shape, 4))
+        color = draw.integers(0, 2**bits, (*shape, 4))
         for interlaced in (False, True):
             words = f"{bits}{' interlaced' * interlaced}"
-            data = png(colour[..., :3], bits, 2, interlaced=interlaced)
-            yield ImageForm(f"png rgb {words}", data, colour[..., :3] / scale, tolerance)
-            data = png(colour, bits, 6, interlaced=interlaced)
-            yield ImageForm(f"png rgba {words}", data, colour[..., :3] / scale, tolerance)
-            data = png(colour[..., :2], bits, 4, interlaced=interlaced)
-            yield ImageForm(f"png grey alpha {words}", data, _grey(colour[..., 0], scale), tolerance)
+            data = png(color[..., :3], bits, 2, interlaced=interlaced)
+            yield ImageForm(f"png rgb {words}", data, color[..., :3] / scale, tolerance)
+            data = png(color, bits, 6, interlaced=interlaced)
+            yield ImageForm(f"png rgba {words}", data, color[..., :3] / scale, tolerance)
+            data = png(color[..., :2], bits, 4, interlaced=interlaced)
+            yield ImageForm(f"png gray alpha {words}", data, _gray(color[..., 0], scale), tolerance)
     about = [(b"gAMA", (100000).to_bytes(4, "big")), (b"sRGB", b"\0"), (b"tRNS", bytes([0, 9, 0, 9, 0, 9]))]
-    yield ImageForm("png with gamma and a transparent colour", png(rgb, before=about), rgb / 255)
+    yield ImageForm("png with gamma and a transparent color", png(rgb, before=about), rgb / 255)
 
 
 def _tiffs(rgb: NDArray[np.uint8], draw: np.random.Generator) -> Iterator[ImageForm]:
@@ -96,13 +96,13 @@ def _tiffs(rgb: NDArray[np.uint8], draw: np.random.Generator) -> Iterator[ImageF
         for deflate in (False, True):
             words = f"{'little' if order == '<' else 'big'}-endian{' deflate' * deflate}"
             form = partial(tiff, order=order, deflate=deflate)
-            grey, colour = draw.integers(0, 65536, shape, np.uint16), draw.integers(0, 65536, (*shape, 4), np.uint16)
+            gray, color = draw.integers(0, 65536, shape, np.uint16), draw.integers(0, 65536, (*shape, 4), np.uint16)
             yield ImageForm(f"tiff rgb 8 {words}", form(rgb, 2), rgb / 255)
             yield ImageForm(f"tiff rgb 8 planar {words}", form(rgb, 2, planar=True), rgb / 255)
-            yield ImageForm(f"tiff grey 16 {words}", form(grey, 1), _grey(grey, 65535), _ROUNDED)
-            opaque, alpha = colour[..., :3], {338: ("H", [2])}
+            yield ImageForm(f"tiff gray 16 {words}", form(gray, 1), _gray(gray, 65535), _ROUNDED)
+            opaque, alpha = color[..., :3], {338: ("H", [2])}
             yield ImageForm(f"tiff rgb 16 {words}", form(opaque, 2), opaque / 65535, _ROUNDED)
-            yield ImageForm(f"tiff rgba 16 {words}", form(colour, 2, tags=alpha), opaque / 65535, _ROUNDED)
+            yield ImageForm(f"tiff rgba 16 {words}", form(color, 2, tags=alpha), opaque / 65535, _ROUNDED)
     inks = draw.integers(0, 65536, (*shape, 4), np.uint16)
     light = 1 - inks / 65535
     yield ImageForm("tiff cmyk 16", tiff(inks, 5), light[..., :3] * light[..., 3:], 2 * _ONE_STEP)
@@ -110,24 +110,24 @@ def _tiffs(rgb: NDArray[np.uint8], draw: np.random.Generator) -> Iterator[ImageF
     yield ImageForm("tiff cmyk 8", tiff((inks >> 8).astype(np.uint8), 5), light[..., :3] * light[..., 3:], _ONE_STEP)
     for name in ("tiff_lzw", "packbits"):
         yield ImageForm(f"tiff {name}", _saved(Image.fromarray(rgb), "TIFF", compression=name), rgb / 255)
-    grey8, grey16 = draw.integers(0, 256, shape, np.uint8), draw.integers(0, 65536, shape, np.uint16)
-    yield ImageForm("tiff grey 8, white is zero", tiff(grey8, 0), _grey(255 - grey8, 255))
-    yield ImageForm("tiff grey 16, white is zero", tiff(grey16, 0), _grey(65535 - grey16, 65535), _ROUNDED)
+    gray8, gray16 = draw.integers(0, 256, shape, np.uint8), draw.integers(0, 65536, shape, np.uint16)
+    yield ImageForm("tiff gray 8, white is zero", tiff(gray8, 0), _gray(255 - gray8, 255))
+    yield ImageForm("tiff gray 16, white is zero", tiff(gray16, 0), _gray(65535 - gray16, 65535), _ROUNDED)
     bits1, bits4 = draw.integers(0, 2, shape, np.uint8), draw.integers(0, 16, shape, np.uint8)
-    yield ImageForm("tiff 1 bit", tiff(bits1, 1, bits=1), _grey(bits1, 1))
-    yield ImageForm("tiff 1 bit, white is zero", tiff(bits1, 0, bits=1), _grey(1 - bits1, 1))
-    yield ImageForm("tiff grey 4", tiff(bits4, 1, bits=4), _grey(bits4, 15))
+    yield ImageForm("tiff 1 bit", tiff(bits1, 1, bits=1), _gray(bits1, 1))
+    yield ImageForm("tiff 1 bit, white is zero", tiff(bits1, 0, bits=1), _gray(1 - bits1, 1))
+    yield ImageForm("tiff gray 4", tiff(bits4, 1, bits=4), _gray(bits4, 15))
     values = draw.integers(0, 4096, shape, np.uint16)
-    yield ImageForm("tiff grey 12", tiff(values, 1, bits=12), _grey(values, 4095), _ROUNDED)
+    yield ImageForm("tiff gray 12", tiff(values, 1, bits=12), _gray(values, 4095), _ROUNDED)
     palette = draw.integers(0, 256, (256, 3))
-    colours = {320: ("H", (palette.T.reshape(-1) * 257).tolist())}
-    neutral = np.stack((grey8, 0 * grey8, 0 * grey8), axis=2)
-    yield ImageForm("tiff lab", tiff(neutral, 8), _grey(_srgb_of_lightness(grey8 / 2.55), 1), 2 * _ONE_STEP)
-    yield ImageForm("tiff palette", tiff(grey8, 3, tags=colours), palette[grey8] / 255)
+    colors = {320: ("H", (palette.T.reshape(-1) * 257).tolist())}
+    neutral = np.stack((gray8, 0 * gray8, 0 * gray8), axis=2)
+    yield ImageForm("tiff lab", tiff(neutral, 8), _gray(_srgb_of_lightness(gray8 / 2.55), 1), 2 * _ONE_STEP)
+    yield ImageForm("tiff palette", tiff(gray8, 3, tags=colors), palette[gray8] / 255)
 
 
 def _srgb_of_lightness(lightness: Values) -> Values:
-    """CIE 1976 L* of a neutral colour, 0 … 100, to sRGB (IEC 61966-2-1) in [0, 1]."""
+    """CIE 1976 L* of a neutral color, 0 … 100, to sRGB (IEC 61966-2-1) in [0, 1]."""
     light = np.where(lightness > 8, ((lightness + 16) / 116) ** 3, lightness * 27 / 24389)
     return np.where(light > 0.0031308, 1.055 * light ** (1 / 2.4) - 0.055, 12.92 * light)
 
@@ -139,7 +139,7 @@ def _netpbms(rgb: NDArray[np.uint8], draw: np.random.Generator) -> Iterator[Imag
         for plain in (False, True):
             words = f"{largest}{' plain' * plain}"
             data = netpbm(values[..., 0], largest, plain=plain)
-            yield ImageForm(f"pgm {words}", data, _grey(values[..., 0], largest), tolerance)
+            yield ImageForm(f"pgm {words}", data, _gray(values[..., 0], largest), tolerance)
             yield ImageForm(f"ppm {words}", netpbm(values, largest, plain=plain), values / largest, tolerance)
 
 
@@ -162,8 +162,8 @@ def _jpegs(rgb: NDArray[np.uint8], draw: np.random.Generator) -> Iterator[ImageF
         data = _saved(image, "JPEG", **option)
         yield ImageForm(f"jpeg {name}", data, imagecodecs.jpeg8_decode(data, outcolorspace="RGB") / 255)
     data = _saved(image.convert("L"), "JPEG")
-    yield ImageForm("jpeg grey", data, _grey(imagecodecs.jpeg8_decode(data), 255))
-    yield ImageForm("jpeg with an odd tail", data + bytes(100), _grey(imagecodecs.jpeg8_decode(data), 255))
+    yield ImageForm("jpeg gray", data, _gray(imagecodecs.jpeg8_decode(data), 255))
+    yield ImageForm("jpeg with an odd tail", data + bytes(100), _gray(imagecodecs.jpeg8_decode(data), 255))
     lossless = imagecodecs.jpeg8_encode(rgb, lossless=True)
     yield ImageForm("jpeg lossless", lossless, rgb / 255)
     inks = draw.integers(0, 256, (*rgb.shape[:2], 4), dtype=np.uint8)
@@ -194,7 +194,7 @@ def _others(rgb: NDArray[np.uint8], draw: np.random.Generator) -> Iterator[Image
     large = draw.integers(0, 256, (128, 128, 3), np.uint8)
     yield ImageForm("icns", mac_icon(large), large / 255)
     black = indices % 2
-    yield ImageForm("xbm", _saved(Image.fromarray(255 * black).convert("1"), "XBM"), _grey(black, 1))
+    yield ImageForm("xbm", _saved(Image.fromarray(255 * black).convert("1"), "XBM"), _gray(black, 1))
     for name in ("png line", "png column"):
         line = draw.integers(0, 256, (1, 4000, 3) if name == "png line" else (4000, 1, 3), np.uint8)
         yield ImageForm(name, png(line), line / 255)
@@ -213,8 +213,8 @@ def _others(rgb: NDArray[np.uint8], draw: np.random.Generator) -> Iterator[Image
         decoded = imagecodecs.avif_decode(data).astype(float)
         yield ImageForm(f"avif {bits}", data, decoded / (2**bits - 1), 3 * _ONE_STEP)
     yield ImageForm("jpeg 2000", imagecodecs.jpeg2k_encode(rgb, level=0), exact)
-    grey = draw.integers(0, 65536, rgb.shape[:2], np.uint16)
-    yield ImageForm("jpeg 2000 grey 16", imagecodecs.jpeg2k_encode(grey, level=0), _grey(grey, 65535), _ROUNDED)
+    gray = draw.integers(0, 65536, rgb.shape[:2], np.uint16)
+    yield ImageForm("jpeg 2000 gray 16", imagecodecs.jpeg2k_encode(gray, level=0), _gray(gray, 65535), _ROUNDED)
 
 
 def _turned(values: Values, orientation: int) -> Values:
@@ -259,29 +259,29 @@ def _orientations(rgb: NDArray[np.uint8], draw: np.random.Generator) -> Iterator
         yield ImageForm(f"png orientation in a text {place} the pixels", data, exact, orientation=8)
     late = png(rgb, after=[(b"eXIf", exif(6))])
     yield ImageForm("png orientation after the pixels", late, exact, orientation=6)
-    grey = draw.integers(0, 65536, rgb.shape[:2], np.uint16)
-    data = tiff(grey, 1, deflate=True, tags={274: ("H", [8])})
-    yield ImageForm("tiff grey 16 orientation 8", data, _grey(grey, 65535), _ROUNDED, orientation=8)
+    gray = draw.integers(0, 65536, rgb.shape[:2], np.uint16)
+    data = tiff(gray, 1, deflate=True, tags={274: ("H", [8])})
+    yield ImageForm("tiff gray 16 orientation 8", data, _gray(gray, 65535), _ROUNDED, orientation=8)
     yield ImageForm("jpeg orientation 0", with_exif(jpeg, 0), decoded)
     yield ImageForm("jpeg orientation 9", with_exif(jpeg, 9), decoded)
 
 
 def _refused(rgb: NDArray[np.uint8], draw: np.random.Generator) -> Iterator[ImageForm]:
-    grey, wide = rgb[..., 0], rgb.astype(np.uint16) * 257
-    yield ImageForm("tiff float32", tiff(grey.astype(np.float32) / 255, 1), refused="floating-point")
-    yield ImageForm("tiff float64", tiff(grey / 255, 1), refused="TIFF of a kind that Pillow does not read")
+    gray, wide = rgb[..., 0], rgb.astype(np.uint16) * 257
+    yield ImageForm("tiff float32", tiff(gray.astype(np.float32) / 255, 1), refused="floating-point")
+    yield ImageForm("tiff float64", tiff(gray / 255, 1), refused="TIFF of a kind that Pillow does not read")
     for kind in (np.int8, np.int16, np.int32):
-        yield ImageForm(f"tiff {kind.__name__}", tiff(grey.astype(kind), 1), refused="signed")
-    yield ImageForm("tiff uint32", tiff(grey.astype(np.uint32), 1), refused="32-bit")
+        yield ImageForm(f"tiff {kind.__name__}", tiff(gray.astype(kind), 1), refused="signed")
+    yield ImageForm("tiff uint32", tiff(gray.astype(np.uint32), 1), refused="32-bit")
     yield ImageForm("tiff rgb float32", tiff(rgb.astype(np.float32), 2), refused="TIFF of a kind that")
     yield ImageForm(
-        "tiff grey 16, white is zero, big-endian", tiff(wide[..., 0], 0, order=">"), refused="TIFF of a kind"
+        "tiff gray 16, white is zero, big-endian", tiff(wide[..., 0], 0, order=">"), refused="TIFF of a kind"
     )
     yield ImageForm("tiff rgb 16 planar", tiff(wide, 2, planar=True), refused="misreads")
     yield ImageForm("tiff rgb 16 planar deflate", tiff(wide, 2, planar=True, deflate=True), refused="misreads")
-    yield ImageForm("pfm", b"Pf\n%d %d\n-1.0\n" % grey.T.shape + grey.astype("<f4").tobytes(), refused="floating-point")
+    yield ImageForm("pfm", b"Pf\n%d %d\n-1.0\n" % gray.T.shape + gray.astype("<f4").tobytes(), refused="floating-point")
     yield ImageForm("jpeg 2000 rgb 16", imagecodecs.jpeg2k_encode(wide, level=0), refused="more than 8 bits")
-    sgi = bytearray(_saved(Image.fromarray(grey), "SGI"))
+    sgi = bytearray(_saved(Image.fromarray(gray), "SGI"))
     sgi[3] = 2
     yield ImageForm("sgi 16", bytes(sgi) + bytes(sgi), refused="more than 8 bits")
     yield ImageForm("jpeg xl", imagecodecs.jpegxl_encode(rgb), refused="JPEG XL")

@@ -69,7 +69,7 @@ def reference(entry: Entry, layout: Layout, nudge: Callable[[Tensor], Tensor] = 
         nudge: changes the inputs, to measure the effect of a small change.
     """
     network = entry.make(NUM_CLASSES, **entry.arguments)
-    _initialise_lazy(network)
+    _initialize_lazy(network)
     for module in network.modules():
         if isinstance(module, _BatchNorm) and module.track_running_stats:
             module.eps = module.eps or 1e-30  # torch refuses 0; 1e-30 does not change any variance of the zoo
@@ -151,7 +151,7 @@ def _unit(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps if dtype.is_floating_point or dtype.is_complex else 0.0
 
 
-def _initialise_lazy(network: nn.Module) -> None:
+def _initialize_lazy(network: nn.Module) -> None:
     if any(is_lazy(parameter) for parameter in network.parameters()):
         with torch.no_grad():
             network.eval()(torch.zeros(2, FEATURES))

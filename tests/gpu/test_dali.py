@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 GHOST, CROP, NUM_IMAGES, NUM_CLASSES = 8, 48, 48, 3
 STD = 0.25
 LEVEL = 1 / (255 * STD)
-"""One of 255 levels of a pixel, after normalisation."""
+"""One of 255 levels of a pixel, after normalization."""
 
 
 @pytest.fixture

@@ -102,8 +102,8 @@ def test_triton_is_used_for_inputs_that_it_supports(gpu: torch.device) -> None:
     from hvd_batchgrow.nn.ghost import ghost_triton
 
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        assert ghost_choice.choose(torch.zeros(4, 2, device=gpu, dtype=dtype), 2) is ghost_triton.normalise
-    assert ghost_choice.choose(torch.zeros(4, 2, device=gpu, dtype=torch.float64), 2) is ghost_reference.normalise
+        assert ghost_choice.choose(torch.zeros(4, 2, device=gpu, dtype=dtype), 2) is ghost_triton.normalize
+    assert ghost_choice.choose(torch.zeros(4, 2, device=gpu, dtype=torch.float64), 2) is ghost_reference.normalize
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

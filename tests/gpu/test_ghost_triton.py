@@ -67,7 +67,7 @@ def results(x: Tensor, weight: Tensor | None, bias: Tensor | None, upstream: Ten
     """Return output, statistics and gradients of the kernels."""
     leaf = x.detach().requires_grad_()
     wanted = [tensor for tensor in (leaf, weight, bias) if tensor is not None]
-    y, statistics = ghost_triton.normalise(leaf, weight, bias, len(x) // GHOST, EPS, relu=relu)
+    y, statistics = ghost_triton.normalize(leaf, weight, bias, len(x) // GHOST, EPS, relu=relu)
     return [y, statistics, *torch.autograd.grad(y, wanted, upstream)]
 
 
@@ -78,7 +78,7 @@ def expected_results(
     leaf, weight, bias = (None if t is None else t.detach().double().requires_grad_() for t in (x, weight, bias))
     assert leaf is not None
     wanted = [tensor for tensor in (leaf, weight, bias) if tensor is not None]
-    y, statistics = ghost_reference.normalise(leaf, weight, bias, len(x) // GHOST, EPS, relu=relu)
+    y, statistics = ghost_reference.normalize(leaf, weight, bias, len(x) // GHOST, EPS, relu=relu)
     return [y, statistics, *torch.autograd.grad(y, wanted, upstream.double())]
 
 
@@ -103,7 +103,7 @@ def test_the_kept_sums_are_the_gradients_of_single_ghost_batches(case: Case, dev
     x, upstream = drawn(case, device), drawn(case, device, seed=3)
     weight, bias = parameters(case.shape[1], device)
     kept: list[Tensor] = []
-    y, _ = ghost_triton.normalise(x, weight, bias, len(x) // GHOST, EPS, relu=relu, keep_sums=kept.append)
+    y, _ = ghost_triton.normalize(x, weight, bias, len(x) // GHOST, EPS, relu=relu, keep_sums=kept.append)
     torch.autograd.grad(y, (weight, bias), upstream)
     (sums,) = kept
     for k, found in enumerate(sums):
@@ -140,7 +140,7 @@ def test_a_ghost_batch_is_bit_identical_alone_and_among_others(case: Case, devic
 @every_case
 def test_a_large_mean_does_not_cancel_the_variance(case: Case, device: torch.device) -> None:
     x = (drawn(case, device).double() - 1).div(3).add(1000).float()
-    statistics = ghost_triton.normalise(x, None, None, 2, EPS)[1]
+    statistics = ghost_triton.normalize(x, None, None, 2, EPS)[1]
     groups = x.double().unflatten(0, (2, GHOST)).movedim(2, 1).flatten(2)
     torch.testing.assert_close(statistics[:, 0].double(), groups.mean(2), rtol=1e-6, atol=0)
     torch.testing.assert_close(statistics[:, 1].double(), groups.var(2), rtol=1e-3, atol=0)
@@ -175,7 +175,7 @@ def test_inputs_with_gaps_and_gradients_of_another_layout_are_accepted(
 def test_gradients_have_the_parameters_types_and_only_required_ones_are_returned(device: torch.device) -> None:
     x = drawn(CASES["no maps"], device)
     weight, bias = (tensor.detach().bfloat16() for tensor in parameters(21, device))
-    y, statistics = ghost_triton.normalise(x, weight.requires_grad_(), bias, 2, EPS)
+    y, statistics = ghost_triton.normalize(x, weight.requires_grad_(), bias, 2, EPS)
     assert not statistics.requires_grad
     y.sum().backward()
     assert (weight.grad is not None and weight.grad.dtype, bias.grad) == (torch.bfloat16, None)
@@ -183,7 +183,7 @@ def test_gradients_have_the_parameters_types_and_only_required_ones_are_returned
 
 def test_a_second_derivative_is_refused_rather_than_wrong(device: torch.device) -> None:
     x = drawn(CASES["no maps"], device).requires_grad_()
-    y, _ = ghost_triton.normalise(x, None, None, 2, EPS)
+    y, _ = ghost_triton.normalize(x, None, None, 2, EPS)
     (grad,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
@@ -191,6 +191,6 @@ def test_a_second_derivative_is_refused_rather_than_wrong(device: torch.device) 
 
 def test_the_next_layer_may_work_in_place(device: torch.device) -> None:
     x = drawn(CASES["rows"], device).requires_grad_()
-    of_relu, of_next = (ghost_triton.normalise(x, None, None, 2, EPS, relu=own)[0] for own in (True, False))
+    of_relu, of_next = (ghost_triton.normalize(x, None, None, 2, EPS, relu=own)[0] for own in (True, False))
     wanted = torch.autograd.grad(of_relu.sum(), x)
     torch.testing.assert_close(torch.autograd.grad(of_next.relu_().sum(), x), wanted)

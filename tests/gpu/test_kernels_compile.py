@@ -20,8 +20,8 @@ from hvd_batchgrow.nn.ghost import ghost_triton_kernels
 from hvd_batchgrow.nn.ghost.ghost_triton import COMPILER_OPTIONS
 
 KERNELS = {
-    "whole": ("normalise_whole", "differentiate_whole"),
-    "splits": ("moments_of_splits", "normalise_splits", "sums_of_splits", "differentiate_splits"),
+    "whole": ("normalize_whole", "differentiate_whole"),
+    "splits": ("moments_of_splits", "normalize_splits", "sums_of_splits", "differentiate_splits"),
 }
 _OF_X = ("x", "y", "dy", "dx")
 
@@ -46,14 +46,14 @@ def compiled(name: str, constants: dict[str, Any], num_warps: int, dtype: str, c
 
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
-@pytest.mark.parametrize(("num_pixels", "neighbours"), [(49, 49), (49, 1), (1024, 1024), (1024, 1)])
+@pytest.mark.parametrize(("num_pixels", "neighbors"), [(49, 49), (49, 1), (1024, 1024), (1024, 1)])
 @pytest.mark.parametrize("plain", [False, True])
-def test_kernels_compile_and_fit(capability: int, dtype: str, num_pixels: int, neighbours: int, plain: bool) -> None:
+def test_kernels_compile_and_fit(capability: int, dtype: str, num_pixels: int, neighbors: int, plain: bool) -> None:
     num_channels = 1 if plain else 64
-    tiles = choose_tiles(32 * num_pixels, num_channels, neighbours, 4 if dtype == "fp32" else 2)
+    tiles = choose_tiles(32 * num_pixels, num_channels, neighbors, 4 if dtype == "fp32" else 2)
     constants = {
         "RELU": not plain,
-        "PIXELS": neighbours,
+        "PIXELS": neighbors,
         "VALUES": tiles.num_values,
         "CHANNELS": tiles.num_channels,
         "TILES": tiles.num_per_program,

@@ -11,7 +11,7 @@ from tests.launch.test_forms import BIN, ENVIRONMENT, FORMS, folder
 
 __all__ = ["folder"]  # a fixture
 
-REINITIALISE = """
+REINITIALIZE = """
 import horovod.torch as hvd
 import torch
 
@@ -27,7 +27,7 @@ print("twenty times")
 def test_horovod_starts_and_ends_twenty_times_under_one_horovodrun(tmp_path: Path) -> None:
     # Unpatched, the rendezvous server clears the lists of all scopes as soon as one scope is complete, so that a
     # later init reads addresses of an earlier one. With four ranks, the second or third init fails.
-    words = [str(BIN / "horovodrun"), "-np", "4", "--gloo", sys.executable, "-c", REINITIALISE]
+    words = [str(BIN / "horovodrun"), "-np", "4", "--gloo", sys.executable, "-c", REINITIALIZE]
     done = subprocess.run(
         words, check=False, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
     )

@@ -17,7 +17,7 @@ from urllib.request import urlopen
 import pytest
 import tomli_w
 
-from tests.browser import Browser, browser, has_colour  # noqa: F401  # a fixture
+from tests.browser import Browser, browser, has_color  # noqa: F401  # a fixture
 from tests.helpers import job_tree, small_source, write_idx_folder
 
 ROOT = Path(__file__).parents[2]
@@ -94,7 +94,7 @@ def test_every_curve_is_drawn(browser: Browser, server: str) -> None:  # noqa: F
             group.click()
     charts = browser.wait_for_charts("scalar-card line-chart", at_least=len(tags))
     shown = {title.get_attribute("title") for title in browser.find("scalar-card .tag")}
-    browser.wait(lambda: all(map(has_colour, charts)), "curve in every chart")
+    browser.wait(lambda: all(map(has_color, charts)), "curve in every chart")
     browser.screenshot("tensorboard-time-series")
     assert shown == tags
     assert {"small", "small-twin"} <= set(browser.find("runs-data-table")[0].text.splitlines())

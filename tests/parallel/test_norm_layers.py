@@ -92,7 +92,7 @@ def measuring(name: str, ranks: Ranks, **settings: object) -> UpdateEngine:
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
-    """Return the network with torch's batch norms, which normalise one ghost batch at a time."""
+    """Return the network with torch's batch norms, which normalize one ghost batch at a time."""
     plain = copy.deepcopy(model)
     for parent in list(plain.modules()):
         for name, child in parent.named_children():

@@ -146,6 +146,6 @@ def test_the_norms_of_a_gpu_are_compared(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A100")
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr("importlib.metadata.version", lambda name: "3.7")
-    for normalise, expected in ((ghost_reference.normalise, "PyTorch"), (ghost_cpu.normalise, "Triton 3.7")):
-        monkeypatch.setitem(ghost_choice._found, torch.device("cuda", 1), normalise)
+    for normalize, expected in ((ghost_reference.normalize, "PyTorch"), (ghost_cpu.normalize, "Triton 3.7")):
+        monkeypatch.setitem(ghost_choice._found, torch.device("cuda", 1), normalize)
         assert arithmetic(on_gpu=True)["ghost norms"] == expected

@@ -298,7 +298,7 @@ def test_a_run_reports_why_pillow_decodes(make_source: Callable[[str], Datasets]
         ),
         (
             {"source": "idx", "color_jitter": (0.4, 0.4, 0.4, 0.6)},
-            ["data.color_jitter: hue = 0.6 exceeds 0.5, half a turn of the colour circle; use <= 0.5"],
+            ["data.color_jitter: hue = 0.6 exceeds 0.5, half a turn of the color circle; use <= 0.5"],
         ),
         (
             {"source": "idx", "random_erasing_scale": (0.1, 0.2), "random_erasing_ratio": (1.0, 2.0)},
@@ -343,12 +343,12 @@ def test_a_key_that_would_have_no_effect_is_a_fault(keys: dict[str, Any], faults
         (
             1,
             {"color_jitter": (0.4, 0.2, 0.4, 0.0)},
-            r"changes saturation and hue, which grey images do not have; use \[0.4, 0.2, 0, 0\]",
+            r"changes saturation and hue, which gray images do not have; use \[0.4, 0.2, 0, 0\]",
         ),
         (
             4,
             {"auto_augment": "randaugment"},
-            r"is for images with 1 \(grey\) or 3 \(RGB\) channels, and these have 4; remove it",
+            r"is for images with 1 \(gray\) or 3 \(RGB\) channels, and these have 4; remove it",
         ),
         (4, {"random_erasing": 0.5, "mixup_alpha": 0.4}, None),
     ],

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.browser import Browser, browser, has_colour, is_drawn  # noqa: F401  # a fixture
+from tests.browser import Browser, browser, has_color, is_drawn  # noqa: F401  # a fixture
 
 pytestmark = pytest.mark.slow
 
@@ -34,13 +34,13 @@ def test_only_drawn_charts_count_also_those_that_come_later(browser: Browser, tm
         browser.wait_for_charts("svg", at_least=4, deadline_s=0.5)
 
 
-def test_a_grey_chart_has_no_curve(browser: Browser, tmp_path: Path) -> None:  # noqa: F811
-    grey = LINE.replace("red", "#777")
-    browser.open(page(tmp_path, f"<svg>{grey}</svg> <svg>{grey}{LINE}</svg>"))
-    assert [has_colour(chart) for chart in browser.find("svg")] == [False, True]
+def test_a_gray_chart_has_no_curve(browser: Browser, tmp_path: Path) -> None:  # noqa: F811
+    gray = LINE.replace("red", "#777")
+    browser.open(page(tmp_path, f"<svg>{gray}</svg> <svg>{gray}{LINE}</svg>"))
+    assert [has_color(chart) for chart in browser.find("svg")] == [False, True]
 
 
-def test_a_shape_without_colour_is_not_drawn(browser: Browser, tmp_path: Path) -> None:  # noqa: F811
+def test_a_shape_without_color_is_not_drawn(browser: Browser, tmp_path: Path) -> None:  # noqa: F811
     browser.open(page(tmp_path, '<svg><path d="M0 0L50 50"/></svg>'))
     assert [is_drawn(chart) for chart in browser.find("svg")] == [False]
 
@@ -67,12 +67,12 @@ def test_a_screenshot_shows_the_whole_page_as_it_is_emulated(browser: Browser, t
     paper = "@media print { body { background: rgb(9, 9, 0) } }"
     height = '<div style="height: 2000px"></div>'
     browser.open(page(tmp_path, f"<style>body {{ margin: 0; background: #fff }} {dark} {paper}</style>{height}"))
-    colours = []
+    colors = []
     for name, media in (("light", {}), ("dark", {"dark": True}), ("paper", {"paper": True})):
         browser.emulate(**media)
         path = browser.screenshot(f"helper-{name}")
         with Image.open(path) as picture:
             assert picture.size == (1280, 2000)
-            colours.append(picture.convert("RGB").getpixel((640, 1990)))
+            colors.append(picture.convert("RGB").getpixel((640, 1990)))
     browser.emulate()
-    assert colours == [(255, 255, 255), (0, 0, 9), (9, 9, 0)]
+    assert colors == [(255, 255, 255), (0, 0, 9), (9, 9, 0)]

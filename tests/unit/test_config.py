@@ -90,7 +90,7 @@ def test_toml_faults_give_line_and_column(tmp_path: Path) -> None:
         load_job(path)
 
 
-def test_a_missing_job_file_suggests_its_neighbour() -> None:
+def test_a_missing_job_file_suggests_its_neighbor() -> None:
     with pytest.raises(JobError, match=r"did you mean .*fashion_mnist_quickstart.toml\?"):
         load_job(JOBS[0].with_name("fashion_mnist_quickstrat.toml"))
 

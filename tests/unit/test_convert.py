@@ -103,7 +103,7 @@ def test_sequences_with_fused_relus_give_the_same_outputs() -> None:
     assert torch.equal(network.eval()(x), plain.eval()(x))
 
 
-def test_in_training_each_ghost_batch_is_normalised_alone() -> None:
+def test_in_training_each_ghost_batch_is_normalized_alone() -> None:
     network, plain = (make_network().requires_grad_(True) for _ in range(2))
     for each in (network, plain):
         drop = each.get_submodule("3.1.drop")
@@ -204,7 +204,7 @@ def test_all_norms_that_cannot_be_converted_are_named() -> None:
         "0: is a BatchNorm3d; ghost norms are for inputs of 2 to 4 dimensions",
         "1.1: averages over all batches (momentum=None); give a momentum",
         "2: has no running statistics (track_running_stats=False)",
-        "3: is uninitialised; call the model once",
+        "3: is uninitialized; call the model once",
         "4: is a Odd, which overrides forward() and is not timm's BatchNormAct2d",
         "5: has hooks, which would be lost",
         "6: has momentum 2.0; a ghost norm's must be in [0, 1]",

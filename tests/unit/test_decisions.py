@@ -167,7 +167,7 @@ def broken(**values: Any) -> str:
         ("nonsense", "Expecting value"),
         ("[1, 2]", "not an object"),
         ("{}", "missing .* required positional arguments: 'samples'"),
-        (broken(colour="red"), "unknown: colour"),
+        (broken(color="red"), "unknown: color"),
         (broken(samples=-16), "whole numbers above 0"),
         (broken(samples=256.5), "whole numbers above 0"),
         (broken(samples=True), "whole numbers above 0"),

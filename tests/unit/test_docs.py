@@ -77,7 +77,7 @@ def test_a_gap_is_found(text: str) -> None:
     assert len(gaps(f"A line.\n\n{text}\n")) == 1
 
 
-def test_the_citation_has_the_version_and_licence_of_the_package() -> None:
+def test_the_citation_has_the_version_and_license_of_the_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     citation = dict(re.findall(r"^([\w-]+): (.+)$", (ROOT / "CITATION.cff").read_text(), flags=re.MULTILINE))
     assert [citation[key] for key in ("title", "version", "license")] == [

@@ -236,7 +236,7 @@ def test_orientation_is_applied_where_the_job_says_so(tmp_path: Path, form: Form
     root = form.make(tmp_path / "data", tagged)
     read = form.read(root, apply_orientation=apply).train
     assert isinstance(read, EncodedDataset)
-    for samples in (read, pickle.loads(pickle.dumps(read)), read.labelled(read.targets)):  # noqa: S301
+    for samples in (read, pickle.loads(pickle.dumps(read)), read.labeled(read.targets)):  # noqa: S301
         for k, data in enumerate(samples.fetch(np.arange(NUM_TRAIN))):
             right = np.rot90(train[k].pixels, -1) if apply and k in jpegs else train[k].pixels
             assert samples.sizes[k].tolist() == list(right.shape[:2])

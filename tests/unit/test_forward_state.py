@@ -171,20 +171,20 @@ class Rows(nn.Module):
         return self.layer(x[None])[0][0]  # type: ignore[no-any-return]
 
 
-def initialise(net: Any, x: Tensor) -> None:
+def initialize(net: Any, x: Tensor) -> None:
     if not net.count:
         net.first.bias.data.copy_(-x.mean(0)[:5])
         net.count.fill_(1)
 
 
-def initialise_by_a_flag(net: Any, x: Tensor) -> None:
+def initialize_by_a_flag(net: Any, x: Tensor) -> None:
     if not net.calls:
         net.first.bias.data.copy_(-x.mean(0)[:5])
         net.calls = 1
 
 
-@pytest.mark.parametrize("act", [initialise, initialise_by_a_flag])
-def test_data_dependent_initialisation_is_refused_and_undone(act: Callable[[Any, Tensor], None]) -> None:
+@pytest.mark.parametrize("act", [initialize, initialize_by_a_flag])
+def test_data_dependent_initialization_is_refused_and_undone(act: Callable[[Any, Tensor], None]) -> None:
     model = Net(act, count=COUNT)
     bias = model.first.bias.detach().clone()
     with pytest.raises(

@@ -245,7 +245,7 @@ def test_one_ghost_batch_with_parameters_of_16_bits_is_batch_norm_to_the_bit(cas
 @pytest.mark.usefixtures("arithmetic")
 @pytest.mark.parametrize("num_samples", [GHOST, 2 * GHOST])
 def test_an_eps_of_0_works_on_one_ghost_batch_as_on_two(num_samples: int) -> None:
-    """An earlier defect: nn.BatchNorm, which normalises one ghost batch, refuses eps = 0 in training."""
+    """An earlier defect: nn.BatchNorm, which normalizes one ghost batch, refuses eps = 0 in training."""
     norm = GhostBatchNorm2d(2, GHOST, eps=0.0)
     x = inputs((num_samples, 2, 3, 3)).float().requires_grad_()
     y, (of_x, *_) = norm(x), grads(norm(x), x, norm)
@@ -355,7 +355,7 @@ def test_evaluation_is_batch_norms(shape: tuple[int, ...], affine: bool) -> None
 
 @pytest.mark.parametrize("samples", [2, 4])
 def test_float32_statistics_start_from_clean_memory(samples: int) -> None:
-    # The kernel adds 0 times the old value, which would be NaN for a NaN in uninitialised memory.
+    # The kernel adds 0 times the old value, which would be NaN for a NaN in uninitialized memory.
     norm = GhostBatchNorm2d(3, ghost_batch=2)
     for _ in range(50):
         junk = [torch.full((rows, samples // 2, 3), float("nan")) for rows in (2, 4)]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hvd_batchgrow.nn.ghost import ghost_choice, ghost_cpu, ghost_reference
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm1d
-from hvd_batchgrow.nn.ghost.ghost_reference import normalise as by_pytorch
+from hvd_batchgrow.nn.ghost.ghost_reference import normalize as by_pytorch
 
 ROOT = Path(__file__).parents[2]
 COMPILER = shutil.which("cc") or shutil.which("gcc")
@@ -53,7 +53,7 @@ def parameters(num_channels: int, dtype: torch.dtype = torch.float32) -> list[Te
 
 
 def everything(
-    normalise: ghost_choice.Normalise,
+    normalize: ghost_choice.Normalize,
     x: Tensor,
     num_ghost_batches: int,
     *,
@@ -64,7 +64,7 @@ def everything(
     """Return output, statistics, and gradients of input and parameters."""
     leaf = x.detach().requires_grad_()
     weight, bias = parameters(x.shape[1], x.dtype) if affine else (None, None)
-    y, statistics = normalise(leaf, weight, bias, num_ghost_batches, EPS, relu=relu)
+    y, statistics = normalize(leaf, weight, bias, num_ghost_batches, EPS, relu=relu)
     upstream = made((1, *x.shape), seed=3).to(x.dtype) if upstream is None else upstream
     wanted = [leaf, *(p for p in (weight, bias) if p is not None)]
     return [y.detach(), statistics, *torch.autograd.grad(y, wanted, upstream)]
@@ -81,7 +81,7 @@ def test_where_there_is_a_compiler_the_library_is_built() -> None:
 @pytest.mark.parametrize(("affine", "relu"), [(True, False), (False, False), (True, True)])
 def test_it_is_what_float64_gives(shape: tuple[int, ...], channels_last: bool, affine: bool, relu: bool) -> None:
     x = made(shape, channels_last=channels_last)
-    ours = everything(ghost_cpu.normalise, x, shape[0], affine=affine, relu=relu)
+    ours = everything(ghost_cpu.normalize, x, shape[0], affine=affine, relu=relu)
     right = everything(by_pytorch, x.double(), shape[0], affine=affine, relu=relu)
     # A gradient is a difference of terms of this size, which nearly cancel if two values are close.
     of_terms = 10 * float((right[1][:, 1] + EPS).rsqrt().max())
@@ -99,7 +99,7 @@ def test_a_large_mean_costs_no_more_than_the_rounding_of_the_input(shape: tuple[
     x = made(
         shape, channels_last=channels_last, offset=3000.0
     )  # standard deviation 3; float32 is accurate to 1.2e-4 here
-    y, statistics = ghost_cpu.normalise(x, None, None, shape[0], EPS)
+    y, statistics = ghost_cpu.normalize(x, None, None, shape[0], EPS)
     right, moments = by_pytorch(x.double(), None, None, shape[0], EPS)
     scale = float((moments[:, 1] + EPS).rsqrt().max())  # two values may be much closer than 3
     torch.testing.assert_close(y.double(), right, rtol=1e-5, atol=2.4e-4 * scale)
@@ -112,9 +112,9 @@ def test_a_large_mean_costs_no_more_than_the_rounding_of_the_input(shape: tuple[
 def test_a_ghost_batch_is_bit_identical_alone_and_among_others(shape: tuple[int, ...], channels_last: bool) -> None:
     x, num_ghost_batches = made(shape, channels_last=channels_last), shape[0]
     upstream = made(shape, seed=3)
-    y, statistics, grad, *_ = everything(ghost_cpu.normalise, x, num_ghost_batches, upstream=upstream)
+    y, statistics, grad, *_ = everything(ghost_cpu.normalize, x, num_ghost_batches, upstream=upstream)
     pairs = zip(x.split(shape[1]), upstream.split(shape[1]), strict=True)
-    alone = [everything(ghost_cpu.normalise, chunk, 1, upstream=dy) for chunk, dy in pairs]
+    alone = [everything(ghost_cpu.normalize, chunk, 1, upstream=dy) for chunk, dy in pairs]
     assert torch.equal(y, torch.cat([each[0] for each in alone]))
     assert torch.equal(statistics, torch.cat([each[1] for each in alone]))
     assert torch.equal(grad, torch.cat([each[2] for each in alone]))
@@ -136,9 +136,9 @@ def test_any_number_of_threads_is_bit_identical(
     shape: tuple[int, ...], channels_last: bool, request: pytest.FixtureRequest
 ) -> None:
     x = made(shape, channels_last=channels_last)
-    of_one = everything(ghost_cpu.normalise, x, shape[0])
+    of_one = everything(ghost_cpu.normalize, x, shape[0])
     request.getfixturevalue("many_threads")
-    assert all(map(torch.equal, everything(ghost_cpu.normalise, x, shape[0]), of_one))
+    assert all(map(torch.equal, everything(ghost_cpu.normalize, x, shape[0]), of_one))
 
 
 @needs_library
@@ -146,10 +146,10 @@ def test_any_number_of_threads_is_bit_identical(
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # the test forks a process that has threads
 def test_a_fork_has_separate_threads() -> None:
     x = made((4, 2, 3, 4, 4))
-    ghost_cpu.normalise(x, None, None, 4, EPS)
+    ghost_cpu.normalize(x, None, None, 4, EPS)
     child = os.fork()
     if not child:
-        y, _ = ghost_cpu.normalise(x, None, None, 4, EPS)
+        y, _ = ghost_cpu.normalize(x, None, None, 4, EPS)
         os._exit(0 if y.isfinite().all() else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
@@ -176,19 +176,19 @@ def test_processors_without_vectors_are_bit_identical(
     subprocess.run([str(COMPILER), *flags, str(source), "-o", str(library), "-lm"], check=True)
     shape = (3, 4, 70, 7, 7)
     x = made(shape, channels_last=channels_last)
-    vectorised = everything(ghost_cpu.normalise, x, 3, relu=True)
+    vectorized = everything(ghost_cpu.normalize, x, 3, relu=True)
     monkeypatch.setattr(ghost_cpu, "library", lambda: ghost_cpu.load(str(library)))
-    assert all(map(torch.equal, everything(ghost_cpu.normalise, x, 3, relu=True), vectorised))
+    assert all(map(torch.equal, everything(ghost_cpu.normalize, x, 3, relu=True), vectorized))
 
 
 @needs_library
-@pytest.mark.parametrize("normalise", [ghost_cpu.normalise, ghost_reference.normalise])
+@pytest.mark.parametrize("normalize", [ghost_cpu.normalize, ghost_reference.normalize])
 @pytest.mark.parametrize("relu", [True, False])
-def test_the_kept_sums_are_the_gradients_of_single_ghost_batches(normalise: ghost_choice.Normalise, relu: bool) -> None:
+def test_the_kept_sums_are_the_gradients_of_single_ghost_batches(normalize: ghost_choice.Normalize, relu: bool) -> None:
     x, upstream = made((3, 4, 5, 6, 6)), made((3, 4, 5, 6, 6), seed=3)
     kept: list[Tensor] = []
     weight, bias = parameters(5)
-    y, _ = normalise(x, weight, bias, 3, EPS, relu=relu, keep_sums=kept.append)
+    y, _ = normalize(x, weight, bias, 3, EPS, relu=relu, keep_sums=kept.append)
     torch.autograd.grad(y, (weight, bias), upstream)
     for found, one, grad in zip(kept[0], x.double().split(4), upstream.double().split(4), strict=True):
         norm = torch.nn.BatchNorm2d(5, EPS, dtype=torch.float64)
@@ -202,16 +202,16 @@ def test_its_relu_is_a_relu_after_it(affine: bool) -> None:
     x = made((2, 4, 3, 5, 5))
     x[0, 0, 0, 0] = float("nan")  # a ReLU passes NaN, forward and backward
     x[:, 1] = 7.0  # the output without bias is 0, where the ReLU's gradient is 0
-    own = everything(ghost_cpu.normalise, x, 2, affine=affine, relu=True)
-    plain = everything(lambda *args, **_: _then_relu(ghost_cpu.normalise, *args), x, 2, affine=affine)
+    own = everything(ghost_cpu.normalize, x, 2, affine=affine, relu=True)
+    plain = everything(lambda *args, **_: _then_relu(ghost_cpu.normalize, *args), x, 2, affine=affine)
     for mine, expected in zip(own, plain, strict=True):
         torch.testing.assert_close(mine, expected, rtol=0, atol=0, equal_nan=True)
     assert (own[0] == 0).any()
     assert own[0][:, 0].isnan().any()
 
 
-def _then_relu(normalise: ghost_choice.Normalise, *args: object) -> tuple[Tensor, Tensor]:
-    y, statistics = normalise(*args, relu=False)  # type: ignore[arg-type]
+def _then_relu(normalize: ghost_choice.Normalize, *args: object) -> tuple[Tensor, Tensor]:
+    y, statistics = normalize(*args, relu=False)  # type: ignore[arg-type]
     return y.relu(), statistics
 
 
@@ -219,10 +219,10 @@ def _then_relu(normalise: ghost_choice.Normalise, *args: object) -> tuple[Tensor
 def test_inputs_and_gradients_of_any_strides_are_accepted() -> None:
     wide = made((2, 4, 6, 5, 5))
     gaps, dense = wide[:, ::2], wide[:, ::2].contiguous()
-    assert all(map(torch.equal, everything(ghost_cpu.normalise, gaps, 2), everything(ghost_cpu.normalise, dense, 2)))
+    assert all(map(torch.equal, everything(ghost_cpu.normalize, gaps, 2), everything(ghost_cpu.normalize, dense, 2)))
     for x in (dense, dense.contiguous(memory_format=torch.channels_last)):
         x = x.detach().requires_grad_()  # noqa: PLW2901
-        y, _ = ghost_cpu.normalise(x, None, None, 2, EPS)
+        y, _ = ghost_cpu.normalize(x, None, None, 2, EPS)
         other = torch.channels_last if y.is_contiguous() else torch.contiguous_format
         upstream = made((2, 4, 3, 5, 5), seed=3)
         grads = [
@@ -241,9 +241,9 @@ def _format(x: Tensor) -> torch.memory_format:
 @needs_library
 def test_parameters_may_be_views_and_of_another_type() -> None:
     x, (weight, bias) = made((2, 4, 3)), parameters(3)
-    expected, _ = ghost_cpu.normalise(x, weight, bias, 2, EPS)
+    expected, _ = ghost_cpu.normalize(x, weight, bias, 2, EPS)
     both = torch.stack((weight, bias), 1).double().detach().requires_grad_()
-    y, _ = ghost_cpu.normalise(x, both[:, 0], both[:, 1], 2, EPS)
+    y, _ = ghost_cpu.normalize(x, both[:, 0], both[:, 1], 2, EPS)
     assert torch.equal(y, expected)
     assert torch.autograd.grad(y.sum(), both)[0].dtype == torch.float64
 
@@ -251,7 +251,7 @@ def test_parameters_may_be_views_and_of_another_type() -> None:
 @needs_library
 def test_a_second_derivative_is_refused_rather_than_wrong() -> None:
     x = made((2, 4, 3)).requires_grad_()
-    y, _ = ghost_cpu.normalise(x, None, None, 2, EPS)
+    y, _ = ghost_cpu.normalize(x, None, None, 2, EPS)
     (grad,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
@@ -260,15 +260,15 @@ def test_a_second_derivative_is_refused_rather_than_wrong() -> None:
 def test_without_the_library_pytorchs_operations_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     x = made((3, 4, 3))
     monkeypatch.setattr(ghost_cpu, "library", lambda: None)
-    assert ghost_choice.choose(x, 3) is ghost_reference.normalise
+    assert ghost_choice.choose(x, 3) is ghost_reference.normalize
     assert GhostBatchNorm1d(3, 4)(x).shape == x.shape
 
 
 @needs_library
 def test_the_library_is_used_if_it_is_there() -> None:
-    assert ghost_choice.choose(made((3, 4, 3)), 3) is ghost_cpu.normalise
+    assert ghost_choice.choose(made((3, 4, 3)), 3) is ghost_cpu.normalize
     with ghost_choice.by_pytorch_only():
-        assert ghost_choice.choose(made((3, 4, 3)), 3) is ghost_reference.normalise
+        assert ghost_choice.choose(made((3, 4, 3)), 3) is ghost_reference.normalize
 
 
 def test_a_library_that_cannot_be_loaded_is_replaced_with_a_warning(

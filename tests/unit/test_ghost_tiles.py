@@ -60,16 +60,16 @@ def test_offsets_beyond_32_bits_use_pytorch() -> None:
 
 @pytest.mark.parametrize(("dtype", "num_ghost_batches"), [(torch.float32, 1), (torch.bfloat16, 2), (torch.float64, 2)])
 def test_unsupported_types_use_pytorch(dtype: torch.dtype, num_ghost_batches: int) -> None:
-    assert ghost_choice.choose(torch.zeros(4, 2, dtype=dtype), num_ghost_batches) is ghost_reference.normalise
+    assert ghost_choice.choose(torch.zeros(4, 2, dtype=dtype), num_ghost_batches) is ghost_reference.normalize
 
 
 def test_by_pytorch_only_ends_with_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu, of_triton = torch.device("cuda", 0), ghost_cpu.normalise
+    gpu, of_triton = torch.device("cuda", 0), ghost_cpu.normalize
     monkeypatch.setitem(ghost_choice._found, gpu, of_triton)
     x = SimpleNamespace(device=gpu, dtype=torch.float16, numel=lambda: 8)
     for error in (None, ValueError):
         with nullcontext() if error is None else pytest.raises(error), ghost_choice.by_pytorch_only():
-            assert ghost_choice.choose(x, 2) is ghost_reference.normalise  # type: ignore[arg-type]
+            assert ghost_choice.choose(x, 2) is ghost_reference.normalize  # type: ignore[arg-type]
             if error:
                 raise error
         assert ghost_choice.choose(x, 2) is of_triton  # type: ignore[arg-type]
@@ -77,19 +77,19 @@ def test_by_pytorch_only_ends_with_its_block(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_without_triton_pytorch_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ghost_choice, "find_spec", lambda _: None)
-    assert ghost_choice._find(torch.device("cuda", 0)) is ghost_reference.normalise
+    assert ghost_choice._find(torch.device("cuda", 0)) is ghost_reference.normalize
 
 
 @pytest.mark.parametrize("works", [False, True])
 def test_a_triton_that_cannot_build_kernels_is_replaced_with_a_warning(
     works: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def normalise(x: torch.Tensor, *_: object) -> None:
+    def normalize(x: torch.Tensor, *_: object) -> None:
         assert len(x) == 2
         if not works:
             raise RuntimeError("no compiler")
 
-    triton = SimpleNamespace(normalise=normalise)
+    triton = SimpleNamespace(normalize=normalize)
     monkeypatch.setattr(ghost_choice, "find_spec", lambda _: triton)
     monkeypatch.setattr(hvd_batchgrow.nn.ghost, "ghost_triton", triton, raising=False)
     warning = pytest.warns(
@@ -97,15 +97,15 @@ def test_a_triton_that_cannot_build_kernels_is_replaced_with_a_warning(
     )
     with nullcontext() if works else warning:
         found = ghost_choice._find(torch.device("cpu"))
-    assert found is (normalise if works else ghost_reference.normalise)
+    assert found is (normalize if works else ghost_reference.normalize)
 
 
 def test_the_norm_uses_what_is_chosen_for_one_ghost_batch_and_for_several(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = []
 
-    def choose(x: torch.Tensor, num_ghost_batches: int) -> ghost_choice.Normalise:
+    def choose(x: torch.Tensor, num_ghost_batches: int) -> ghost_choice.Normalize:
         chosen.append((len(x), num_ghost_batches))
-        return ghost_reference.normalise
+        return ghost_reference.normalize
 
     monkeypatch.setattr("hvd_batchgrow.nn.ghost.ghost_batch_norm.choose", choose)
     norm = GhostBatchNorm1d(3, 2)

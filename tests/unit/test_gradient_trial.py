@@ -31,7 +31,7 @@ def clipped(net: nn.Sequential) -> None:
     net.get_parameter("0.weight").register_hook(lambda gradient: gradient.clamp(-10, 10))
 
 
-def regularised(net: nn.Sequential) -> None:
+def regularized(net: nn.Sequential) -> None:
     weight = net.get_parameter("0.weight")
     weight.register_hook(lambda gradient: gradient + 0.1 * weight.detach())
 
@@ -54,7 +54,7 @@ def cleared(net: nn.Sequential) -> None:
         (lambda net: None, None),
         (scaled, None),
         (clipped, "the gradient of 0.weight is not proportional to the loss"),
-        (regularised, "the gradient of 0.weight is not proportional to the loss"),
+        (regularized, "the gradient of 0.weight is not proportional to the loss"),
         (halved_sum, "the gradients of two backward passes do not add up in 0.weight: a hook or the forward pass"),
         (cleared, "do not add up in 0.weight, 0.bias, 1.weight and 3 more"),
     ],

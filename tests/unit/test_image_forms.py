@@ -15,7 +15,7 @@ from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.dataset import BadSample
 from hvd_batchgrow.data.images import image_folder
 from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset
-from hvd_batchgrow.data.pipeline.crops import CentreCrop, ResizedCrop
+from hvd_batchgrow.data.pipeline.crops import CenterCrop, ResizedCrop
 from hvd_batchgrow.data.pipeline.dali_pipeline import DaliPipeline
 from hvd_batchgrow.data.pipeline.sampler import EvalSampler
 from hvd_batchgrow.data.pipeline.torch_pipeline import Normalize, torch_inputs
@@ -54,7 +54,7 @@ def test_the_check_of_forms_sees_what_is_wrong(tmp_path: Path) -> None:
     assert right.name not in faults
 
 
-def _grey_16(values: np.ndarray[tuple[int, int], np.dtype[np.int64]]) -> dict[str, bytes]:
+def _gray_16(values: np.ndarray[tuple[int, int], np.dtype[np.int64]]) -> dict[str, bytes]:
     return {
         "png": png(values, 16, 0),
         "tiff": tiff(values.astype(np.uint16), 1),
@@ -68,9 +68,9 @@ def _grey_16(values: np.ndarray[tuple[int, int], np.dtype[np.int64]]) -> dict[st
 def test_16_bit_samples_are_scaled_to_the_unit_interval(tmp_path: Path, form: Form, kind: str, name: str) -> None:
     """The defect: torch's pipeline clipped all of 256 … 65535 to white."""
     values = np.linspace(0, 65535, 24 * 30).round().astype(np.int64).reshape(24, 30)
-    images = [Picture(_grey_16(values)[kind], k % 3, kind) for k in range(6)]
+    images = [Picture(_gray_16(values)[kind], k % 3, kind) for k in range(6)]
     samples = form.read(form.make(tmp_path / "data", images)).train
-    sampler = EvalSampler(samples, CentreCrop((24, 24), 24), [range(3)])
+    sampler = EvalSampler(samples, CenterCrop((24, 24), 24), [range(3)])
     inputs = torch_inputs(sampler, PLAIN, 0, 1) if name == "torch" else DaliPipeline(PLAIN, 10, 1).inputs(sampler, 0, 1)
     found = next(inputs)[1]
     expected = torch.from_numpy(values[:, 3:27] / 65535).float()
@@ -104,7 +104,7 @@ def test_what_dali_fails_on_is_decoded_by_pillow(tmp_path: Path) -> None:
     """The index wrongly marks GIFs as decodable by DALI."""
     samples = _gifs(tmp_path)
     samples._index["for_dali"] = np.ones(10, np.bool_)  # type: ignore[index]
-    sampler = EvalSampler(samples, CentreCrop((20, 20), 20), [range(4), range(4, 8), range(8, 10)])
+    sampler = EvalSampler(samples, CenterCrop((20, 20), 20), [range(4), range(4, 8), range(8, 10)])
     found = [(raw.ids.tolist(), values) for raw, values in DaliPipeline(PLAIN, 10, 1).inputs(sampler, 0, 1)]
     assert [ids for ids, _ in found] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     shades = torch.cat([values for _, values in found])[:, 0, 10, 10] * 255
@@ -119,7 +119,7 @@ def test_a_file_that_fails_in_mid_training_is_named_whatever_decodes_it(tmp_path
     samples._index["heads"] = np.zeros(10, np.int64)  # type: ignore[index]  # so that the decoder finds it
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hvd_batchgrow.data.images.encoded_dataset.HEAD_BYTES", 0)
-        sampler = EvalSampler(samples, CentreCrop((20, 20), 20), [range(10)])
+        sampler = EvalSampler(samples, CenterCrop((20, 20), 20), [range(10)])
         with pytest.raises(BadSample, match=rf"sample 6 \({path}\): cannot be decoded") as bad:
             next(
                 torch_inputs(sampler, PLAIN, 0, 1)
@@ -144,7 +144,7 @@ def test_an_image_of_a_line_needs_little_memory(size: tuple[int, int]) -> None:
     sizes = np.array([size], np.int32)
     draws = np.random.default_rng(0).random((1, 23))
     wide = ResizedCrop((224, 224), (0.08, 1.0), (0.01, 100.0), hflip=True)
-    for rule in (CentreCrop((224, 224), 256), ResizedCrop((224, 224), (0.08, 1.0), (3 / 4, 4 / 3), hflip=True), wide):
+    for rule in (CenterCrop((224, 224), 256), ResizedCrop((224, 224), (0.08, 1.0), (3 / 4, 4 / 3), hflip=True), wide):
         place = rule.sample_crops(draws, sizes)
         top, left, height, width = place.windows[0].tolist()
         assert 0 <= top <= top + height <= size[0]
@@ -156,7 +156,7 @@ def test_an_image_of_a_line_needs_little_memory(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(10, 400), (400, 10), (1, 333), (12, 251)])
-def test_the_centre_of_a_long_image_is_that_of_all_of_it(tmp_path: Path, shape: tuple[int, int]) -> None:
+def test_the_center_of_a_long_image_is_that_of_all_of_it(tmp_path: Path, shape: tuple[int, int]) -> None:
     """Compare with PIL, which resizes the whole image."""
     coarse = np.random.default_rng(1).integers(0, 256, (-(-shape[0] // 4), -(-shape[1] // 4), 3), dtype=np.uint8)
     image = Image.fromarray(coarse).resize(shape[::-1], Image.Resampling.BICUBIC)
@@ -166,7 +166,7 @@ def test_the_centre_of_a_long_image_is_that_of_all_of_it(tmp_path: Path, shape: 
         (tmp_path / name / "cat").mkdir(parents=True)
         (tmp_path / name / "cat" / "long.png").write_bytes(file.getvalue())
     samples = image_folder.load(DataSection(source="image_folder", root=str(tmp_path)), 0, lambda *_: None).test
-    sampler = EvalSampler(samples, CentreCrop((16, 16), 20), [range(1)])
+    sampler = EvalSampler(samples, CenterCrop((16, 16), 20), [range(1)])
     short, long = sorted(shape)
     long = 20 * long // short
     size = (20, long) if image.width <= image.height else (long, 20)
@@ -182,7 +182,7 @@ def test_the_centre_of_a_long_image_is_that_of_all_of_it(tmp_path: Path, shape: 
 def test_images_of_ordinary_aspect_are_placed_as_before() -> None:
     """Resize the whole image, as torchvision's Resize and CenterCrop do."""
     sizes = np.array([[375, 500], [500, 375], [224, 224], [100, 800]], np.int32)
-    place = CentreCrop((224, 224), 256).sample_crops(np.empty((4, 0)), sizes)
+    place = CenterCrop((224, 224), 256).sample_crops(np.empty((4, 0)), sizes)
     assert place.windows.tolist() == [[0, 0, *size] for size in sizes.tolist()]
     assert place.resized.tolist() == [[256, 341], [341, 256], [256, 256], [256, 2048]]
 

@@ -14,13 +14,13 @@ from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm1d
 from tests.helpers import job_tree
 
 
-class CentresTheBatch(nn.Module):
+class CentersTheBatch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x - x.mean(0)
 
 
 class PairsUp(nn.Module):
-    """The network's own forward mixes each sample with its neighbour; its submodules do not."""
+    """The network's own forward mixes each sample with its neighbor; its submodules do not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,21 +50,21 @@ def test_our_networks_have_no_hazards(name: str) -> None:
 
 def test_the_module_that_mixes_samples_is_named() -> None:
     text = "2: samples of a batch affect each other outside of ghost norms"
-    assert layout_hazards(network(CentresTheBatch()), (6,)) == [text]
-    assert layout_hazards(network(nn.Sequential(nn.Tanh(), CentresTheBatch())), (6,))[0].startswith("2.1: samples")
+    assert layout_hazards(network(CentersTheBatch()), (6,)) == [text]
+    assert layout_hazards(network(nn.Sequential(nn.Tanh(), CentersTheBatch())), (6,))[0].startswith("2.1: samples")
     # A mix in the network's own forward shows first in the next submodule's output.
     assert layout_hazards(PairsUp(), (6,)) == ["linear: samples of a batch affect each other outside of ghost norms"]
 
 
 def test_modules_that_draw_are_named_before_those_that_mix_samples() -> None:
     drawing = [nn.Dropout(0.1) for _ in range(5)]
-    assert layout_hazards(network(*drawing, CentresTheBatch()), (6,)) == [
+    assert layout_hazards(network(*drawing, CentersTheBatch()), (6,)) == [
         "2, 3, 4 and 2 more: random numbers that are not keyed by sample"
     ]
 
 
 def test_the_network_is_not_changed() -> None:
-    model = network(CentresTheBatch()).train()
+    model = network(CentersTheBatch()).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
     layout_hazards(model, (6,))

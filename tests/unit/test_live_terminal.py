@@ -79,7 +79,7 @@ def test_train_and_watch_show_a_live_view_and_leave_the_terminal_as_it_was(job: 
     code, text = in_terminal("watch", "runs/small")
     assert code == 0
     assert "runs/small: finished" in lines_of(text)
-    assert "\x1b[3" not in text.replace("\x1b[3m", "")  # the end block has no colours
+    assert "\x1b[3" not in text.replace("\x1b[3m", "")  # the end block has no colors
 
 
 def test_an_error_shows_the_cursor_again(job: str) -> None:

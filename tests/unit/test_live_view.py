@@ -193,5 +193,5 @@ def test_no_color_is_respected(no_color: bool, monkeypatch: pytest.MonkeyPatch) 
     out = io.StringIO()
     PlainConsole(out, 80, is_terminal=True).print(SpanLines(lambda w, _: live_lines(FULL, w, 5.0)))
     codes = {code for part in out.getvalue().split("\x1b[")[1:] for code in part.split("m")[0].split(";")}
-    colours = {code for code in codes if code.isdigit() and 30 <= int(code) < 110}
-    assert colours == (set() if no_color else {"35", "31"})  # magenta and red, readable on black and on white
+    colors = {code for code in codes if code.isdigit() and 30 <= int(code) < 110}
+    assert colors == (set() if no_color else {"35", "31"})  # magenta and red, readable on black and on white

@@ -31,7 +31,7 @@ def test_a_run_begins_with_a_description_of_its_network(job: str) -> None:
     assert main(["train", job, "--max-updates", "1"]) == 75
     found = json.loads(Path("runs/small/model.json").read_text())
     assert found["classes"] == ["0", "1", "2"]
-    assert found["inputs"] == {"kind": "images", "shape": [1, 8, 8], "channels": "grey", "dtype": "float32"}
+    assert found["inputs"] == {"kind": "images", "shape": [1, 8, 8], "channels": "gray", "dtype": "float32"}
     pixels = np.asarray(small_source().train.fetch(np.arange(300)), dtype=np.float64) / 255
     assert found["normalization"] == {
         "divisor": 255,

@@ -81,14 +81,14 @@ def sparse(num_classes: int) -> nn.Module:
     return model
 
 
-class Quantised(nn.Module):
+class Quantized(nn.Module):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.layer, self.rest = torch.ao.nn.quantized.Linear(6, 6), ready(num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        quantised = torch.quantize_per_tensor(x, 0.1, 0, torch.quint8)
-        return self.rest(self.layer(quantised).dequantize())  # type: ignore[no-any-return]
+        quantized = torch.quantize_per_tensor(x, 0.1, 0, torch.quint8)
+        return self.rest(self.layer(quantized).dequantize())  # type: ignore[no-any-return]
 
 
 class LazyBeside(nn.Module):
@@ -126,7 +126,7 @@ class Unsettable(Noted):
     set_extra_state = nn.Module.set_extra_state
 
 
-class Initialising(nn.Module):
+class Initializing(nn.Module):
     """A network whose first forward sets a parameter from its input."""
 
     def __init__(self, num_classes: int) -> None:
@@ -153,7 +153,7 @@ class BackwardFails(nn.Module):
         return exponential
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # TorchScript and quantisation
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # TorchScript and quantization
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -163,15 +163,15 @@ class BackwardFails(nn.Module):
         ("compiled_in_place", r"0 is compiled already"),
         ("on_meta", r"0\.weight, 0\.bias, 1\.weight and 6 more: on the meta device, without values"),
         ("wrapped", r"the network is wrapped in DataParallel; return the module inside"),
-        ("sparse", r"mask: quantised or sparse; parameters and buffers must be dense"),
+        ("sparse", r"mask: quantized or sparse; parameters and buffers must be dense"),
         (
-            "Quantised",
-            r"layer\._packed_params\.dtype in its state_dict is a dtype, not a tensor; quantise modules after",
+            "Quantized",
+            r"layer\._packed_params\.dtype in its state_dict is a dtype, not a tensor; quantize modules after",
         ),
         ("LazyBeside", r"no forward reaches the lazy spare\.weight, spare\.bias; give them their sizes"),
         ("noted_set", r"_extra_state\['a'\]\[0\] is of class set; a checkpoint holds tensors and plain values"),
         ("Unsettable", r"its state_dict cannot be saved and loaded again: RuntimeError: .*_extra_state"),
-        ("Initialising", r"a pass changes the parameters shift, which only the optimizer may change"),
+        ("Initializing", r"a pass changes the parameters shift, which only the optimizer may change"),
         ("BackwardFails", r"fails in two trial passes, forward and backward, .*modified by an inplace operation"),
     ],
 )
@@ -220,7 +220,7 @@ def test_lazy_modules_are_those_of_the_sizes_that_they_find() -> None:
     assert isinstance(model[2], GhostBatchNorm1d)  # type: ignore[index]
     assert model.training
     torch.manual_seed(3)
-    expected = [nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)]  # initialised in the order of the forward
+    expected = [nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)]  # initialized in the order of the forward
     for layer, found in zip(expected, (model[1], model[2], model[5]), strict=True):  # type: ignore[index]
         for name, value in found.state_dict().items():
             assert torch.equal(value, layer.state_dict()[name])
@@ -238,7 +238,7 @@ class LazyInTraining(nn.Module):
         return logits + self.more(x) if self.training else logits
 
 
-def test_a_forward_in_training_initialises_what_evaluation_does_not_reach() -> None:
+def test_a_forward_in_training_initializes_what_evaluation_does_not_reach() -> None:
     model = build_model(job_of("LazyInTraining"), SHAPE, 3)
     assert model.more.weight.shape == (3, 6)  # type: ignore[union-attr]
     assert not model.rest[1].running_mean.any()  # type: ignore[index, union-attr]

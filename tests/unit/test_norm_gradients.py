@@ -22,7 +22,7 @@ from hvd_batchgrow.messages.errors import JobError
 from hvd_batchgrow.nn.build import build_model, check_norm_layers
 from hvd_batchgrow.nn.checks.norm_gradients_trial import NUM_SAMPLES, try_norm_gradients
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm1d
-from hvd_batchgrow.nn.ghost.ghost_operators import ghost_differentiate, ghost_normalise, number_of
+from hvd_batchgrow.nn.ghost.ghost_operators import ghost_differentiate, ghost_normalize, number_of
 from hvd_batchgrow.nn.norm_gradients import NormGradients
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.schedule.twin import decay_twin
@@ -169,7 +169,7 @@ def test_a_ghost_norm_of_a_compiled_network_keeps_a_copy_of_its_sums() -> None:
     norm, x, kept = GhostBatchNorm1d(4, 3), torch.randn(6, 4), list[Tensor]()
     norm.keep_sums = kept.append
     options = (2, False, number_of(norm))
-    _, *saved = ghost_normalise(x, None, None, 2, 1e-5, False, options[-1])
+    _, *saved = ghost_normalize(x, None, None, 2, 1e-5, False, options[-1])
     _, sums = ghost_differentiate(torch.randn(6, 4), x, None, None, *saved, *options)
     before = sums.clone()
     sums.zero_()

@@ -98,7 +98,7 @@ def test_a_place_holds_any_sample_and_a_sample_is_at_any_place(orders: Orders) -
 
 @both
 @pytest.mark.parametrize("lag", [1, 2, 7, 224, 225])  # 224 · 224 is where 50 000 is cut in two
-def test_neighbours_do_not_correlate(orders: Orders, lag: int) -> None:
+def test_neighbors_do_not_correlate(orders: Orders, lag: int) -> None:
     num_entries = 50_000
     order = orders(num_entries, 0).astype(float)
     # Of a random permutation a serial correlation has mean -1/(n-1) and variance near 1/n.
@@ -107,7 +107,7 @@ def test_neighbours_do_not_correlate(orders: Orders, lag: int) -> None:
 
 
 @both
-def test_steps_between_neighbours_spread_as_they_should(orders: Orders) -> None:
+def test_steps_between_neighbors_spread_as_they_should(orders: Orders) -> None:
     """(next - this) mod N is uniform over 1 … N-1, which is not so for a lattice."""
     num_entries = 60_000
     steps = np.diff(orders(num_entries, 3)) % num_entries

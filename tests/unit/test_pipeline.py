@@ -21,7 +21,7 @@ from hvd_batchgrow.data.images import encoded_dataset
 from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset
 from hvd_batchgrow.data.order.stream import Stream, ghost_batches_of_rank
 from hvd_batchgrow.data.pipeline import sampler as samplers
-from hvd_batchgrow.data.pipeline.crops import Augment, CentreCrop, CropFlip, ResizedCrop
+from hvd_batchgrow.data.pipeline.crops import Augment, CenterCrop, CropFlip, ResizedCrop
 from hvd_batchgrow.data.pipeline.dali_definition import arrays_of, make_pipeline
 from hvd_batchgrow.data.pipeline.dali_pipeline import DaliPipeline, cause_of, channels_first
 from hvd_batchgrow.data.pipeline.reader import GhostBatches, Reader, batches, choose_pipeline
@@ -137,7 +137,7 @@ def test_the_definition_for_a_gpu_gives_the_same_pixels_on_a_cpu(
 ) -> None:
     """Except for DALI's filter at a window's edges, and values that round the other way."""
     samples, finish = encoded_samples(tmp_path, 24), replace(FINISH, channels_last=channels_last)
-    rule = CentreCrop((CROP, CROP), 14)
+    rule = CenterCrop((CROP, CROP), 14)
     sampler = feed_of(samples, 24) if kind == "training" else EvalSampler(samples, rule, [range(24)])
     read = (arrays_of(sampler, raw, in_dali=True) for raw in sampler.raw_batches(0, 1))
     (output,) = make_pipeline(sampler, finish, lambda: next(read), 24, 1, in_dali=True).run()
@@ -279,7 +279,7 @@ def test_where_no_window_fits_it_is_the_largest_central_one() -> None:
 # --- the last stage -----------------------------------------------------------------------------------
 
 
-def test_normalisation_is_per_channel() -> None:
+def test_normalization_is_per_channel() -> None:
     image = torch.tensor([[[[0, 255]]]], dtype=torch.uint8)
     result = Normalize((0.5, 0.0), (0.25, 2.0)).images(image)
     assert result.tolist() == [[[[-2.0]], [[0.5]]]]
@@ -330,8 +330,8 @@ def test_every_test_sample_is_evaluated_once(
         assert torch.equal(again.inputs, FINISH.images(torch.from_numpy(samples.fetch(np.arange(23)))))
 
 
-def test_the_centre_is_cut_as_torchvision_does(tmp_path: Path) -> None:
-    """Resize the shorter side and crop the centre with PIL, which uses the same triangle filter and rounds to bytes."""
+def test_the_center_is_cut_as_torchvision_does(tmp_path: Path) -> None:
+    """Resize the shorter side and crop the center with PIL, which uses the same triangle filter and rounds to bytes."""
     samples = encoded_samples(tmp_path, 12)
     source = Datasets(samples, samples, 7, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     data = DataSection(source="idx", image_size=10, eval_resize=14)

@@ -1,4 +1,4 @@
-"""RandAugment, TrivialAugment, colour jitter and random erasing: torchvision's operations, and their draws."""
+"""RandAugment, TrivialAugment, color jitter and random erasing: torchvision's operations, and their draws."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_operations_by_their_definition() -> None:
     stretched = apply["AutoContrast"](image, 0)
     assert stretched.min(axis=(0, 1)).tolist() == [0, 0, 0]
     assert stretched.max(axis=(0, 1)).tolist() == [255, 255, 255]
-    for row in range(SIZE[0]):  # (x, y) comes from (x + y / 2, y), at the centres of pixels
+    for row in range(SIZE[0]):  # (x, y) comes from (x + y / 2, y), at the centers of pixels
         columns = np.floor(np.arange(SIZE[1]) + 0.5 + (row + 0.5) / 2).astype(int)
         inside = columns < SIZE[1]
         sheared = apply["ShearX"](image, 0.5)[row]
@@ -191,11 +191,11 @@ def test_every_operation_magnitude_and_sign_is_equally_probable() -> None:
     assert set(bits) == {2, 3, 4, 5, 6, 7, 8}
 
 
-# --- colour jitter ------------------------------------------------------------------------------------
+# --- color jitter ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_colour_changes_give_the_pixels_of_torchvision(torchvision: Callable[[str], Any], mode: str) -> None:
+def test_color_changes_give_the_pixels_of_torchvision(torchvision: Callable[[str], Any], mode: str) -> None:
     functional, image = torchvision("transforms.functional"), image_of(mode)
     changes = (
         functional.adjust_brightness,
@@ -212,20 +212,20 @@ def test_colour_changes_give_the_pixels_of_torchvision(torchvision: Callable[[st
         assert (rule.apply(pixels_of(image), drawn, k) == pixels_of(expected)).all()
 
 
-def test_only_the_named_colour_changes_are_made() -> None:
+def test_only_the_named_color_changes_are_made() -> None:
     picture = image_of("RGB")
     image = pixels_of(picture)
     drawn = DrawnColors(np.array([[0.5, 1.4, 0.2, 0.3]]), np.array([[3, 1, 0, 2]]))
     only_brightness = ColorJitter((0.5, 0.0, 0.0, 0.0)).apply(image, drawn, 0)
     assert np.abs(only_brightness - 0.5 * image).max() <= 1
-    grey = ColorJitter((0.0, 0.0, 1.0, 0.0)).apply(image, DrawnColors(np.zeros((1, 4)), drawn.order), 0)
-    assert (grey == pixels_of(picture.convert("L"))).all()
+    gray = ColorJitter((0.0, 0.0, 1.0, 0.0)).apply(image, DrawnColors(np.zeros((1, 4)), drawn.order), 0)
+    assert (gray == pixels_of(picture.convert("L"))).all()
     only_hue = Image.fromarray(ColorJitter((0.0, 0.0, 0.0, 0.5)).apply(image, drawn, 0)).convert("HSV")
     turned = (pixels_of(only_hue)[..., 0].astype(int) - pixels_of(picture.convert("HSV"))[..., 0]) % 256
     assert np.median(turned) == pytest.approx(0.3 * 256, abs=2)
 
 
-def test_colour_changes_are_uniform_and_in_any_order() -> None:
+def test_color_changes_are_uniform_and_in_any_order() -> None:
     rule = ColorJitter((0.4, 1.5, 0.2, 0.1))
     drawn = rule.sample(np.random.default_rng(0).random((24_000, rule.num_draws)))
     low, high = np.array([0.6, 0.0, 0.8, -0.1]), np.array([1.4, 2.5, 1.2, 0.1])

@@ -1,4 +1,4 @@
-"""`data.dtype`: in which type normalised images travel to the device, and in which the network receives them."""
+"""`data.dtype`: in which type normalized images travel to the device, and in which the network receives them."""
 
 from __future__ import annotations
 

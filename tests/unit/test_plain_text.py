@@ -40,7 +40,7 @@ class Terminal(io.StringIO):
 
 
 def plain(text: str) -> str:
-    """What a terminal shows, without colours and movements of the cursor."""
+    """What a terminal shows, without colors and movements of the cursor."""
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 

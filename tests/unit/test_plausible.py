@@ -276,7 +276,7 @@ TYPES: dict[str, tuple[NDArray[Any], NDArray[Any] | None]] = {
     "16 bits": (BYTES.astype(np.uint16) * 257, BYTES),
     "masks": (BYTES > 127, np.where(BYTES > 127, 255, 0)),
     "masks of 0 and 1": ((BYTES > 127).astype(np.int32), np.where(BYTES > 127, 255, 0)),
-    "normalised": ((BYTES / 255 - 0.3) / 0.1, None),
+    "normalized": ((BYTES / 255 - 0.3) / 0.1, None),
 }
 
 

@@ -1,4 +1,4 @@
-"""A report in headless Chromium: its charts, its script, its colours, and hostile files."""
+"""A report in headless Chromium: its charts, its script, its colors, and hostile files."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def test_every_chart_is_drawn_and_no_script_fails(browser: Browser, tmp_path: Pa
     assert browser.errors() == []
     for name, is_dark, is_paper in (("light", False, False), ("dark", True, False), ("print", True, True)):
         browser.emulate(dark=is_dark, paper=is_paper)
-        colour = browser.driver.execute_script("return getComputedStyle(document.body).backgroundColor")
-        assert (colour == "rgb(255, 255, 255)") == (name != "dark")
+        color = browser.driver.execute_script("return getComputedStyle(document.body).backgroundColor")
+        assert (color == "rgb(255, 255, 255)") == (name != "dark")
         assert len(browser.find(CHART)) == num_charts
         browser.screenshot(f"report-{name}")
     browser.emulate()

@@ -28,7 +28,7 @@ from hvd_batchgrow.train.run.run_lock import RunLock
 from tests.helpers import NUM_TRAIN, small_job
 
 EMPTY: dict[str, Any] = {"state": {}, "param_groups": []}
-"""An optimiser before its first update."""
+"""An optimizer before its first update."""
 HARDWARE = Hardware("CPU", (0,), "")
 
 

@@ -49,7 +49,7 @@ def test_a_source_of_files_needs_a_root(source: str) -> None:
         load_source(section(source, num_samples=300), 0, no_report)
 
 
-def test_the_job_overrides_classes_and_normalisation(tmp_path: Path) -> None:
+def test_the_job_overrides_classes_and_normalization(tmp_path: Path) -> None:
     write_idx_folder(tmp_path, small_source())
     keys: dict[str, Any] = {"root": str(tmp_path), "num_samples": NUM_TRAIN}
     source = load_source(section("idx", **keys, num_classes=5, mean=(0.1,)), 0, no_report)
@@ -127,8 +127,8 @@ def lists(data):
     return Datasets(samples, rows(4), 2, (0.0, 0.0), (1.0, 1.0))
 
 def images(data):
-    count = {"grey": 1, "channels first": 3}[data.label]
-    shape = {"grey": (8, 28, 28), "channels first": (8, 3, 32, 32)}[data.label]
+    count = {"gray": 1, "channels first": 3}[data.label]
+    shape = {"gray": (8, 28, 28), "channels first": (8, 3, 32, 32)}[data.label]
     samples = ArrayDataset(np.ones(shape, np.uint8), np.zeros(8, np.int64))
     return Datasets(samples, samples, 2, (0.5,) * count, (0.5,) * count)
 
@@ -211,8 +211,8 @@ def test_faults_of_a_user_source_are_reported(own: None, function: str, error: t
         ("lists", None, ["train: targets must be an array, are a list: numpy.asarray(targets)"]),
         (
             "images",
-            "grey",
-            ["shape of rows must have 1 number, is (28, 28); give grey images a channel: images[..., None]"],
+            "gray",
+            ["shape of rows must have 1 number, is (28, 28); give gray images a channel: images[..., None]"],
         ),
         (
             "images",
@@ -317,7 +317,7 @@ def test_keys_of_another_kind_are_refused_once_the_kind_is_known(own: None) -> N
                 "data.crop_ratio: must be [min, max], got [1.5, 1]; try [1, 1.5]",
                 "data.crop_scale: must be [min, max], got [2, 1]; try [1, 2]",
                 "data.crop_scale: 2 exceeds 1, the area of the whole image; use <= 1",
-                "data.eval_resize: 8 is below data.image_size = 9: the centre crop would not fit; use >= 9",
+                "data.eval_resize: 8 is below data.image_size = 9: the center crop would not fit; use >= 9",
             ],
         ),
         (

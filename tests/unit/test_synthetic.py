@@ -63,8 +63,8 @@ def test_synthetic_classes_are_even_and_can_be_learnt(source: str) -> None:
     # 400 each, with a deviation of √(4000 · 0.1 · 0.9) = 19
     assert np.abs(np.bincount(labels, minlength=10) - 400).max() < 4 * 19
     flat = values.reshape(4000, -1).astype(np.float64)
-    centres = np.stack([flat[:2000][labels[:2000] == k].mean(axis=0) for k in range(10)])
-    nearest = ((flat[2000:, None] - centres) ** 2).sum(axis=2).argmin(axis=1)
+    centers = np.stack([flat[:2000][labels[:2000] == k].mean(axis=0) for k in range(10)])
+    nearest = ((flat[2000:, None] - centers) ** 2).sum(axis=2).argmin(axis=1)
     assert (nearest == labels[2000:]).mean() > 0.9
 
 

@@ -58,7 +58,7 @@ def read(root: Path, text: str | bytes, **keys: Any) -> tuple[list[list[float]],
     ids=["comma", "semicolon", "tab", "bar", "space", "BOM", "quotes", "spaces after commas", "CRLF and empty lines",
          "empty first line", "sep=", "numbers in other forms", "other separators in names"],
 )  # fmt: skip
-def test_the_form_of_a_csv_is_recognised(tmp_path: Path, text: str) -> None:
+def test_the_form_of_a_csv_is_recognized(tmp_path: Path, text: str) -> None:
     assert read(tmp_path, text) == (ROWS, LABELS)
 
 

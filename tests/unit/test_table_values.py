@@ -44,7 +44,7 @@ def inputs(data: DataSection, source: Datasets, part: str = "train") -> NDArray[
     return np.asarray(batch.inputs)
 
 
-def standardised(values: Any, reference: Any = None) -> NDArray[np.float64]:
+def standardized(values: Any, reference: Any = None) -> NDArray[np.float64]:
     """Return (x - mean) / std in float64, from the definition."""
     reference = np.asarray(values if reference is None else reference, dtype=np.float64)
     mean = reference.mean(axis=0)
@@ -56,7 +56,7 @@ def write_csv(path: Path, names: str, rows: Any) -> None:
     path.write_text("\n".join([names, *(",".join(map(str, row)) for row in rows)]) + "\n")
 
 
-# --- standardised in float64 -----------------------------------------------------------------
+# --- standardized in float64 -----------------------------------------------------------------
 
 
 def test_seconds_of_a_time_stamp_are_kept(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_seconds_of_a_time_stamp_are_kept(tmp_path: Path) -> None:
     # The integers 0 … 116 have mean 58 and variance (117² - 1) / 12.
     expected = (np.arange(117) - 58) / ((117**2 - 1) / 12) ** 0.5
     assert found == pytest.approx(expected, rel=1e-6, abs=1e-7)
-    assert inputs(data, source, "test")[:, 0] == pytest.approx(standardised(tested, times), rel=1e-6)
+    assert inputs(data, source, "test")[:, 0] == pytest.approx(standardized(tested, times), rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "int64", "uint32", ">f8"])
@@ -80,7 +80,7 @@ def test_rows_of_an_npy_file_keep_what_float32_would_round(tmp_path: Path, dtype
         np.save(tmp_path / f"{part}_rows.npy", rows.astype(dtype))
         np.save(tmp_path / f"{part}_labels.npy", np.arange(20) % 2)
     data = section(tmp_path, "numpy", num_samples=20)
-    assert inputs(data, load(data)) == pytest.approx(standardised(rows), rel=1e-6, abs=1e-7)
+    assert inputs(data, load(data)) == pytest.approx(standardized(rows), rel=1e-6, abs=1e-7)
 
 
 def test_mean_and_deviation_of_the_job_are_subtracted_in_float64(tmp_path: Path) -> None:
@@ -90,15 +90,15 @@ def test_mean_and_deviation_of_the_job_are_subtracted_in_float64(tmp_path: Path)
     assert inputs(data, load(data)).tolist() == [[-1.5], [1.0], [4.0]]
 
 
-def test_rows_held_out_are_standardised_by_the_others(tmp_path: Path) -> None:
+def test_rows_held_out_are_standardized_by_the_others(tmp_path: Path) -> None:
     times = START + np.arange(50) ** 2
     write_csv(tmp_path / "train.csv", "t,y", [(t, k % 2) for k, t in enumerate(times)])
     data = section(tmp_path, num_samples=40, test_fraction=0.2)
     order = Stream(50, 3).ids(0, 50)
     train, test = np.sort(order[10:]), np.sort(order[:10])
     source = load(data)
-    assert inputs(data, source)[:, 0] == pytest.approx(standardised(times[train]), rel=1e-6, abs=1e-6)
-    assert inputs(data, source, "test")[:, 0] == pytest.approx(standardised(times[test], times[train]), rel=1e-6)
+    assert inputs(data, source)[:, 0] == pytest.approx(standardized(times[train]), rel=1e-6, abs=1e-6)
+    assert inputs(data, source, "test")[:, 0] == pytest.approx(standardized(times[test], times[train]), rel=1e-6)
 
 
 def test_a_ghost_batch_is_bit_identical_on_any_number_of_ranks(tmp_path: Path) -> None:
@@ -111,18 +111,18 @@ def test_a_ghost_batch_is_bit_identical_on_any_number_of_ranks(tmp_path: Path) -
         for k, batch in enumerate(islice(reader.training(Stream(32, 3), 8, rank, 2), 4)):
             assert torch.equal(batch.inputs, alone[2 * k + rank].inputs)
             assert (batch.ids == alone[2 * k + rank].ids).all()
-    assert alone[0].inputs[:, 0].numpy() == pytest.approx(standardised(times[alone[0].ids], times), rel=1e-6)
+    assert alone[0].inputs[:, 0].numpy() == pytest.approx(standardized(times[alone[0].ids], times), rel=1e-6)
 
 
-def test_values_beyond_float32_are_standardised_and_tiny_ones_are_refused(tmp_path: Path) -> None:
+def test_values_beyond_float32_are_standardized_and_tiny_ones_are_refused(tmp_path: Path) -> None:
     write_csv(tmp_path / "train.csv", "a,b,y", [(1e99, 1e-60, 0), (3e99, 5e-60, 1)])
     data = section(tmp_path, num_samples=2, test="train.csv")
     assert inputs(data, load(data)) == pytest.approx(np.array([[-1.0, -1.0], [1.0, 1.0]]))
     write_csv(tmp_path / "train.csv", "a,b,y", [(1, 1e-200, 0), (2, 5e-200, 1)])
-    with pytest.raises(RunError, match=r"feature 'b' cannot be standardised: the squares of its values are too small"):
+    with pytest.raises(RunError, match=r"feature 'b' cannot be standardized: the squares of its values are too small"):
         load(data)
     write_csv(tmp_path / "train.csv", "a,b,y", [(1e200, 1, 0), (3e200, 2, 1)])
-    with pytest.raises(RunError, match=r"feature 'a' cannot be standardised: .* too large for float64"):
+    with pytest.raises(RunError, match=r"feature 'a' cannot be standardized: .* too large for float64"):
         load(data)
 
 
@@ -142,7 +142,7 @@ def test_integers_that_float64_cannot_tell_apart_are_refused_by_name(tmp_path: P
         load(data)
     write(nanoseconds * 1_000_000_007 % 10**18)  # as many digits, far apart
     assert inputs(data, load(data))[:, 0] == pytest.approx(
-        standardised(np.array([float(x) for x in nanoseconds * 1_000_000_007 % 10**18])), rel=1e-6
+        standardized(np.array([float(x) for x in nanoseconds * 1_000_000_007 % 10**18])), rel=1e-6
     )
 
 
@@ -186,8 +186,8 @@ def test_missing_numbers_become_the_training_mean_or_zero(tmp_path: Path, missin
     source = load(data)
     train = np.array([[1, 10], [a, 20], [4, b], [7, 60]])
     test = np.array([[a, 30], [100, b]])
-    assert inputs(data, source) == pytest.approx(standardised(train), rel=1e-6, abs=1e-6)
-    assert inputs(data, source, "test") == pytest.approx(standardised(test, train), rel=1e-6, abs=1e-6)
+    assert inputs(data, source) == pytest.approx(standardized(train), rel=1e-6, abs=1e-6)
+    assert inputs(data, source, "test") == pytest.approx(standardized(test, train), rel=1e-6, abs=1e-6)
     assert source.schema["fill"] == {"a": a, "b": b}
 
 
@@ -200,9 +200,9 @@ def test_the_mean_is_that_of_the_training_rows_when_rows_are_held_out(tmp_path: 
     mean = np.mean([values[k] for k in train if values[k] is not None])
     filled = np.array([mean if value is None else value for value in values])
     source = load(data)
-    assert inputs(data, source)[:, 0] == pytest.approx(standardised(filled[train]), rel=1e-6, abs=1e-6)
+    assert inputs(data, source)[:, 0] == pytest.approx(standardized(filled[train]), rel=1e-6, abs=1e-6)
     assert inputs(data, source, "test")[:, 0] == pytest.approx(
-        standardised(filled[test], filled[train]), rel=1e-6, abs=1e-6
+        standardized(filled[test], filled[train]), rel=1e-6, abs=1e-6
     )
 
 
@@ -246,11 +246,11 @@ def with_categories(root: Path) -> None:
     write_csv(root / "test.csv", "color,x,month,y", [("blue", 5, 10, 1), ("red", 4, 10, 0)])
 
 
-def test_categories_become_features_of_0_and_1_that_are_not_standardised(tmp_path: Path) -> None:
+def test_categories_become_features_of_0_and_1_that_are_not_standardized(tmp_path: Path) -> None:
     with_categories(tmp_path)
     data = section(tmp_path, num_samples=3, categorical=("color", 2))
     source = load(data)
-    x, test_x = standardised([1, 3, 8]), standardised([5, 4], [1, 3, 8])
+    x, test_x = standardized([1, 3, 8]), standardized([5, 4], [1, 3, 8])
     expected = [[0, 1, x[0], 0, 1], [1, 0, x[1], 1, 0], [0, 1, x[2], 1, 0]]
     assert inputs(data, source) == pytest.approx(np.array(expected), rel=1e-6)
     tested = [[1, 0, test_x[0], 0, 1], [0, 1, test_x[1], 0, 1]]
@@ -327,7 +327,7 @@ def test_a_text_such_as_na_is_a_category_and_said_to_be(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"categorical": ("colour",)}, r"data.categorical: .*train.csv has no column 'colour'; did you mean 'color'\?"),
+        ({"categorical": ("colors",)}, r"data.categorical: .*train.csv has no column 'colors'; did you mean 'color'\?"),
         ({"categorical": ("y",)}, r"data.categorical: 'y' of .*train.csv is data.label too"),
         ({"categorical": ("x",), "ignore_columns": (1,)}, r"data.categorical: 'x' of .* is in data.ignore_columns too"),
         ({"ignore_columns": ("z",)}, r"data.ignore_columns: .*train.csv has no column 'z'"),

@@ -74,7 +74,7 @@ def test_a_torchrun_process_has_one_name_for_all_that_it_starts() -> None:
         ([], False),
     ],
 )
-def test_a_restart_is_recognised_by_the_agents_of_the_last_attempt(tmp_path: Path, record: Any, expected: bool) -> None:
+def test_a_restart_is_recognized_by_the_agents_of_the_last_attempt(tmp_path: Path, record: Any, expected: bool) -> None:
     assert not is_restart(tmp_path, ["b"])
     (tmp_path / "record.json").write_text(json.dumps(record))
     assert is_restart(tmp_path, ["b", "x"]) == expected

@@ -1,4 +1,4 @@
-"""What an engine does with a model, an optimiser and passes that are not quite as they should be."""
+"""What an engine does with a model, an optimizer and passes that are not quite as they should be."""
 
 from __future__ import annotations
 

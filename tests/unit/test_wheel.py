@@ -65,7 +65,7 @@ def test_the_wheel_holds_the_page_of_reports(site: Path) -> None:
         assert (site / "hvd_batchgrow" / "reports" / "assets" / name).read_bytes() == (sources / name).read_bytes()
 
 
-def test_the_wheel_holds_the_licence_and_says_that_it_is_typed(site: Path) -> None:
+def test_the_wheel_holds_the_license_and_says_that_it_is_typed(site: Path) -> None:
     assert (site / "hvd_batchgrow" / "py.typed").exists()
     (metadata,) = site.glob("*.dist-info/METADATA")
     assert "License-Expression: Apache-2.0" in metadata.read_text().splitlines()

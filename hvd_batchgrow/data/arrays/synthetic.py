@@ -67,7 +67,7 @@ class SyntheticDataset:
 
         sample = pattern[label] + bank[i : i + size] + bank[j : j + size].
 
-    For images, the pattern is 4 × 4 patches of one colour each, 0 … 63, and the bank holds 0 … 95. For rows, patterns
+    For images, the pattern is 4 × 4 patches of one color each, 0 … 63, and the bank holds 0 … 95. For rows, patterns
     are normal with std ½, and the noise is normal with std 1.
 
     Args:

@@ -34,7 +34,7 @@ def check_pair(values: NDArray[Any], labels: NDArray[Any], place: str, what: str
 
 
 def with_channels(values: NDArray[Any]) -> NDArray[Any]:
-    """Return grey images (N, H, W) as (N, H, W, 1), and other images and rows unchanged."""
+    """Return gray images (N, H, W) as (N, H, W, 1), and other images and rows unchanged."""
     return values[..., None] if values.ndim == 3 else values
 
 

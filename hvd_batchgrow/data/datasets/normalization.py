@@ -103,7 +103,7 @@ def row_moments(chunks: Iterable[NDArray[Any]], name: str, features: Sequence[st
     if wrong:
         feature = repr(features[wrong[0]]) if features else wrong[0]
         fault = f"the squares of its values are too {'small' if std[wrong[0]] == 0 else 'large'} for float64"
-        raise RunError(f"{name}: feature {feature} cannot be standardised: {fault}; store it in another unit")
+        raise RunError(f"{name}: feature {feature} cannot be standardized: {fault}; store it in another unit")
     return origin + np.where(low == high, low, mean), std
 
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from hvd_batchgrow.messages.errors import RunError
 
 _MOST_CHANNELS = 4
-"""Common images are grey, grey with alpha, RGB or RGBA."""
+"""Common images are gray, gray with alpha, RGB or RGBA."""
 _NARROW = 8
-"""Ratio of long to short side above which a narrow grey image is probably a list of pixels."""
+"""Ratio of long to short side above which a narrow gray image is probably a list of pixels."""
 _LOOKED_AT = 1000
 """Images whose range of values is examined."""
 

@@ -38,7 +38,7 @@ FORMATS = (
 _CONVERT = "convert it to 8 or 16 bits per sample, without sign"
 _OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 """The byte order with which Pillow keeps the low byte of each 16-bit sample instead of the high byte."""
-_SPLIT_COLOURS = {"RGB;16", "RGBA;16", "RGBX;16", "CMYK;16"}
+_SPLIT_COLORS = {"RGB;16", "RGBA;16", "RGBX;16", "CMYK;16"}
 """Raw modes that Pillow can read in both byte orders."""
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_PLANES, _TIFF_SIGN = 258, 262, 284, 339
 
@@ -64,7 +64,7 @@ def stored_rgb(image: Image.Image, stream: BinaryIO) -> Pixels:
     """Decode an image to (H, W, 3) as stored, ignoring its orientation.
 
     Samples of more than 8 bits are scaled: round(255 v / largest), where `largest` is the type's maximum.
-    Grey is repeated, palettes are looked up, alpha is dropped.
+    Gray is repeated, palettes are looked up, alpha is dropped.
 
     Args:
         image: from `open_image`, not loaded yet.
@@ -77,12 +77,12 @@ def stored_rgb(image: Image.Image, stream: BinaryIO) -> Pixels:
         take_orientation(image)  # otherwise Pillow would apply it
     raw_mode = _raw_mode(image)
     if image.mode.startswith("I"):
-        return _rgb_of_grey(_grey_values(image), 4095 if raw_mode == "I;12" else 65535)
+        return _rgb_of_gray(_gray_values(image), 4095 if raw_mode == "I;12" else 65535)
     if raw_mode == "LA;16B":
-        _set_raw_mode(image, "RGBA")  # the same 32 bits: both bytes of grey, both bytes of alpha
+        _set_raw_mode(image, "RGBA")  # the same 32 bits: both bytes of gray, both bytes of alpha
         high, low, *_ = np.moveaxis(np.asarray(image), 2, 0).astype(np.uint16)
-        return _rgb_of_grey(high << 8 | low, 65535)
-    if raw_mode[:-1] in _SPLIT_COLOURS:
+        return _rgb_of_gray(high << 8 | low, 65535)
+    if raw_mode[:-1] in _SPLIT_COLORS:
         return _rgb_of_16_bits(image, stream, raw_mode)
     image.load()
     image.info.pop("transparency", None)  # dropped like all alpha; Pillow warns about some
@@ -179,7 +179,7 @@ def _sample_fault(image: Image.Image, stream: BinaryIO) -> str | None:
 def _is_readable(image: Image.Image) -> bool:
     """Return whether `stored_rgb` reads all bits of samples of more than 8 bits."""
     raw_mode = _raw_mode(image)
-    return image.mode[0] == "I" or raw_mode == "LA;16B" or raw_mode[:-1] in _SPLIT_COLOURS
+    return image.mode[0] == "I" or raw_mode == "LA;16B" or raw_mode[:-1] in _SPLIT_COLORS
 
 
 def _tiff_fault(image: Image.Image) -> str | None:
@@ -212,18 +212,18 @@ def bytes_at(stream: BinaryIO, start: int, count: int) -> bytes:
     return found
 
 
-def _grey_values(image: Image.Image) -> NDArray[np.integer]:
+def _gray_values(image: Image.Image) -> NDArray[np.integer]:
     values = np.asarray(image.copy())  # loads; the copy has the size of the stored pixels
     tags = getattr(image, "tag_v2", {})
     return 65535 - values if tags.get(_TIFF_PHOTOMETRIC) == 0 else values  # WhiteIsZero, which Pillow ignores here
 
 
-def _rgb_of_grey(values: NDArray[np.integer], largest: int) -> Pixels:
+def _rgb_of_gray(values: NDArray[np.integer], largest: int) -> Pixels:
     return np.repeat(_scaled(values, largest)[..., None], 3, axis=2)
 
 
 def _rgb_of_16_bits(image: Image.Image, stream: BinaryIO, raw_mode: str) -> Pixels:
-    """Decode twice, for the high and the low bytes: Pillow's colour images hold only 8 bits per sample."""
+    """Decode twice, for the high and the low bytes: Pillow's color images hold only 8 bits per sample."""
     high = image.copy()
     stream.seek(0)
     with Image.open(stream, formats=FORMATS) as again:

@@ -82,7 +82,7 @@ class EncodedDataset:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def labelled(self, labels: NDArray[np.int64]) -> EncodedDataset:
+    def labeled(self, labels: NDArray[np.int64]) -> EncodedDataset:
         """Return the same images with other labels."""
         index = {**self._index, "labels": labels}
         return EncodedDataset(self.root, index, apply_orientation=self.apply_orientation)
@@ -192,7 +192,7 @@ def encoded_source(data: DataSection, train: EncodedDataset, test: EncodedDatase
     first, num_classes = count_classes(train.targets, num_classes, train.locate)
     check_range(test.targets, first, num_classes, test.locate, "test")
     if first:
-        train, test = (samples.labelled(samples.targets - first) for samples in (train, test))
+        train, test = (samples.labeled(samples.targets - first) for samples in (train, test))
     notes = notes_on_classes(train.targets, test.targets, num_classes)
     return Datasets(train, test, num_classes, IMAGENET_MEAN, IMAGENET_DEVIATION, notes, {"first_label": first})
 

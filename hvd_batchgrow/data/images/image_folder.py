@@ -43,7 +43,7 @@ _BLOCK = 64
 _EXTENSIONS_TEXT = ", ".join(map(os.fsdecode, EXTENSIONS))
 
 
-class Labelled(NamedTuple):
+class Labeled(NamedTuple):
     """An image of a set."""
 
     path: str
@@ -253,15 +253,15 @@ def _entries(root: Path, tree: Tree, classes: Sequence[str], report: ReportProgr
             report(f"index of {root / tree.folder}", done, tree.num_bytes)
 
 
-def _images(root: Path, tree: Tree, classes: Sequence[str]) -> Iterator[Labelled]:
+def _images(root: Path, tree: Tree, classes: Sequence[str]) -> Iterator[Labeled]:
     """Walk again: keeping the result of the first walk would take hundreds of megabytes in every rank."""
     labels = {name: label for label, name in enumerate(classes)}
     for name in tree.classes:
         for image in images_below(root / tree.folder / name)[0]:
-            yield Labelled(str(tree.folder / name / os.fsdecode(image.name)), image.length, labels[name])
+            yield Labeled(str(tree.folder / name / os.fsdecode(image.name)), image.length, labels[name])
 
 
-def _measured(pool: ThreadPoolExecutor, root: Path, images: Iterable[Labelled]) -> Iterator[list[Entry]]:
+def _measured(pool: ThreadPoolExecutor, root: Path, images: Iterable[Labeled]) -> Iterator[list[Entry]]:
     """Yield blocks of entries in order, with only as many tasks in flight as keep the threads busy."""
     images, waiting = iter(images), deque[Future[list[Entry]]]()
     while block := list(islice(images, _BLOCK)):
@@ -272,11 +272,11 @@ def _measured(pool: ThreadPoolExecutor, root: Path, images: Iterable[Labelled]) 
         yield waiting.popleft().result()
 
 
-def _measure(root: Path, block: Sequence[Labelled]) -> list[Entry]:
+def _measure(root: Path, block: Sequence[Labeled]) -> list[Entry]:
     return [Entry(image.path, 0, image.length, image.label, *_header_of(root, image)) for image in block]
 
 
-def _header_of(root: Path, image: Labelled) -> tuple[int, int, int, bool, str, int]:
+def _header_of(root: Path, image: Labeled) -> tuple[int, int, int, bool, str, int]:
     if not image.length:
         return *bad_header("is empty, a dangling link, or not a regular file"), 0
     try:

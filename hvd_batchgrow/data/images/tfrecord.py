@@ -100,7 +100,7 @@ def _counted_from(first: int, samples: EncodedDataset) -> EncodedDataset:
     if not first and not unknown.any():
         return samples
     # Bad samples are never used, so any label will do.
-    return samples.labelled(np.where(unknown, 0, samples.targets - first))
+    return samples.labeled(np.where(unknown, 0, samples.targets - first))
 
 
 def _read_shard(root: Path, name: str, faults: Faults, labels: tuple[str, ...]) -> Iterator[Entry]:

@@ -32,7 +32,7 @@ class Permutation:
         num_entries: N, 1 … 2⁶⁰.
         keys: 2 · `ROUNDS` random numbers of 64 bits.
 
-    Source: Black & Rogaway 2002, "Ciphers with arbitrary finite domains", §5 (generalised Feistel) and
+    Source: Black & Rogaway 2002, "Ciphers with arbitrary finite domains", §5 (generalized Feistel) and
     §3 (cycle walking).
     """
 

@@ -1,4 +1,4 @@
-"""Colour jitter: random brightness, contrast, saturation and hue of 8-bit images."""
+"""Color jitter: random brightness, contrast, saturation and hue of 8-bit images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class DrawnColors:
     """The changes of n images: of brightness, contrast, saturation and hue."""
 
     values: NDArray[np.float64]
-    """(n, 4) factors of brightness, contrast and saturation; the change of hue, in turns of the colour circle."""
+    """(n, 4) factors of brightness, contrast and saturation; the change of hue, in turns of the color circle."""
     order: NDArray[np.int64]
     """(n, 4) the four, in the order in which they are applied."""
 
@@ -29,7 +29,7 @@ class DrawnColors:
 
 @dataclass(frozen=True)
 class ColorJitter:
-    """A rule that draws colour changes, and their order, and applies them.
+    """A rule that draws color changes, and their order, and applies them.
 
     Factors are uniform in [max(0, 1 - x), 1 + x], and the change of hue is uniform in [-x, x].
 

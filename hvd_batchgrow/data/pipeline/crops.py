@@ -121,8 +121,8 @@ class ResizedCrop:
 
 
 @dataclass(frozen=True)
-class CentreCrop:
-    """For testing: resize the shorter side and crop the centre, as torchvision's Resize and CenterCrop."""
+class CenterCrop:
+    """For testing: resize the shorter side and crop the center, as torchvision's Resize and CenterCrop."""
 
     out_size: tuple[int, int]
     eval_resize: int
@@ -141,7 +141,7 @@ class CentreCrop:
     def _unseen(self, sizes: Pixels, short: Pixels) -> NDArray[np.int64]:
         """Return (n, 2) rows and columns cut off each end before the resize; 0 for images of ordinary aspect.
 
-        A 1 × 60,000 image would become 256 × 15,360,000 pixels, of which only the centre is used. Pixels are cut off
+        A 1 × 60,000 image would become 256 × 15,360,000 pixels, of which only the center is used. Pixels are cut off
         only beyond the reach of the resizing filter, and in multiples of the shorter side, which keeps the crop in
         place.
         """

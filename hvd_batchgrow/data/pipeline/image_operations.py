@@ -4,7 +4,7 @@ An operation that maps each value independently is a lookup table of 256 bytes. 
 ramp of all values and cached, or from the image's histogram. On images of 32 × 32, Pillow's own operations spend most
 of their time on this table.
 
-All operations accept and return uint8 arrays (H, W, C) of 1 or 3 channels, grey or RGB. A result may be read-only.
+All operations accept and return uint8 arrays (H, W, C) of 1 or 3 channels, gray or RGB. A result may be read-only.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def translate_y(pixels: Image8, distance: float) -> Image8:
 
 
 def rotate(pixels: Image8, degrees: float) -> Image8:
-    """Rotate the image around its centre, counterclockwise."""
+    """Rotate the image around its center, counterclockwise."""
     return _array(_image(pixels).rotate(degrees, Image.Resampling.NEAREST), pixels)
 
 
@@ -52,14 +52,14 @@ def brightness(pixels: Image8, factor: float) -> Image8:
 
 
 def contrast(pixels: Image8, factor: float) -> Image8:
-    """Multiply each value's distance from the mean grey of the image by a factor; 0: a uniform image of that grey."""
+    """Multiply each value's distance from the mean gray of the image by a factor; 0: a uniform image of that gray."""
     counts = _image(pixels).convert("L").histogram()
     mean = int(float(np.dot(counts, _VALUES)) / (pixels.shape[0] * pixels.shape[1]) + 0.5)
     return _looked_up(pixels, _blend_table(mean, factor))
 
 
 def saturation(pixels: Image8, factor: float) -> Image8:
-    """Multiply each pixel's distance from its grey by a factor; 0: a grey image. Grey images do not change."""
+    """Multiply each pixel's distance from its gray by a factor; 0: a gray image. Gray images do not change."""
     if pixels.shape[2] == 1:
         return pixels
     image = _image(pixels)
@@ -72,9 +72,9 @@ def sharpness(pixels: Image8, factor: float) -> Image8:
 
 
 def hue(pixels: Image8, turns: float) -> Image8:
-    """Change the hue by this fraction of the colour circle, -0.5 … 0.5, in whole steps of Pillow's 256.
+    """Change the hue by this fraction of the color circle, -0.5 … 0.5, in whole steps of Pillow's 256.
 
-    Grey images do not change.
+    Gray images do not change.
     """
     if pixels.shape[2] == 1:
         return pixels

@@ -60,7 +60,7 @@ class Mixing:
             size: height and width of the images.
         """
         generator = np.random.Generator(np.random.Philox(key=self.seed, counter=group << 64))
-        is_mixed, switch, *centre = generator.random(4)
+        is_mixed, switch, *center = generator.random(4)
         order = np.argsort(generator.random(self.ghost_batch), kind="stable")
         if is_mixed >= self.prob:
             return None
@@ -71,7 +71,7 @@ class Mixing:
         partners[order] = np.roll(order, 1)  # one cycle through all samples: each has another partner
         if not is_cutmix:
             return Mix(lam, partners, None)
-        top, left, bottom, right = box = _box(lam, size, centre)
+        top, left, bottom, right = box = _box(lam, size, center)
         return Mix(1 - (bottom - top) * (right - left) / math.prod(size), partners, box)
 
     def mix(self, images: Tensor, classes: Tensor, groups: Sequence[int]) -> Tensor:
@@ -100,11 +100,11 @@ class Mixing:
         return targets
 
 
-def _box(lam: float, size: tuple[int, int], centre: Sequence[float]) -> tuple[int, int, int, int]:
-    """Return a box of 1 - λ of the area around a uniform centre, cut at the image's edges."""
+def _box(lam: float, size: tuple[int, int], center: Sequence[float]) -> tuple[int, int, int, int]:
+    """Return a box of 1 - λ of the area around a uniform center, cut at the image's edges."""
     share = math.sqrt(1 - lam)
     low, high = [], []
-    for side, draw in zip(size, centre, strict=True):
+    for side, draw in zip(size, center, strict=True):
         middle, half = int(draw * side), int(0.5 * share * side)
         low.append(max(middle - half, 0))
         high.append(min(middle + half, side))

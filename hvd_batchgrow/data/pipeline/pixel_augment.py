@@ -62,7 +62,7 @@ class PixelParams:
         return PixelParams(self.rule, operations, colors, rectangles)  # type: ignore[arg-type]
 
     def alter(self, pixels: Image8, k: int) -> Image8:
-        """Return image k with its operations and colour changes applied.
+        """Return image k with its operations and color changes applied.
 
         Args:
             pixels: (H, W, 1) or (H, W, 3), in any memory layout.

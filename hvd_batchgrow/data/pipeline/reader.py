@@ -16,7 +16,7 @@ from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.augment_checks import dali_fault, torch_only_keys
 from hvd_batchgrow.data.datasets.dataset import BadSample, Dataset, Datasets, Ids
 from hvd_batchgrow.data.order.stream import Stream
-from hvd_batchgrow.data.pipeline.crops import Augment, CentreCrop, CropFlip, ResizedCrop
+from hvd_batchgrow.data.pipeline.crops import Augment, CenterCrop, CropFlip, ResizedCrop
 from hvd_batchgrow.data.pipeline.erasing import erase
 from hvd_batchgrow.data.pipeline.mixing import Mixing
 from hvd_batchgrow.data.pipeline.pixel_augment import pixel_augment
@@ -236,9 +236,9 @@ def testing_augment(data: DataSection, samples: Dataset) -> Augment | None:
         return None
     if samples.kind == "images":
         height, width, _ = samples.shape
-        return CentreCrop((height, width), min(height, width))
+        return CenterCrop((height, width), min(height, width))
     side = _crop_pixels(data)
-    return CentreCrop((side, side), data.eval_resize or round(side * 8 / 7))
+    return CenterCrop((side, side), data.eval_resize or round(side * 8 / 7))
 
 
 def _crop_pixels(data: DataSection) -> int:

@@ -41,7 +41,7 @@ class Encoding:
 
         Args:
             values: (columns,).
-            other: for features that are not standardised.
+            other: for features that are not standardized.
 
         Returns:
             (features,).

@@ -17,7 +17,7 @@ def kind_fault(model: nn.Module) -> str | None:
     """Return why a network or a part of it is of an unsupported kind, and the remedy; None if all are supported.
 
     Args:
-        model: the return value of the user's callable; lazy modules may be uninitialised.
+        model: the return value of the user's callable; lazy modules may be uninitialized.
     """
     return next(_module_faults(model), None) or next(_tensor_faults(model), None)
 
@@ -42,7 +42,7 @@ def _tensor_faults(model: nn.Module) -> Iterator[str]:
     if names := [name for name, tensor in tensors.items() if tensor.is_meta]:
         yield f"{listed(names)}: on the meta device, without values; build the network on the CPU"
     if names := [name for name, tensor in tensors.items() if tensor.is_quantized or tensor.layout != torch.strided]:
-        yield f"{listed(names)}: quantised or sparse; parameters and buffers must be dense tensors"
+        yield f"{listed(names)}: quantized or sparse; parameters and buffers must be dense tensors"
     plain = (Tensor, nn.Parameter, nn.Buffer, nn.UninitializedParameter, nn.UninitializedBuffer)
     if names := [name for name, tensor in tensors.items() if type(tensor.data) not in plain]:
         kind = type(tensors[names[0]].data).__name__

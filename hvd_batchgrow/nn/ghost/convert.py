@@ -28,10 +28,10 @@ class GhostBatchNormAct2d(GhostBatchNorm2d):
     act: nn.Module
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise, drop and activate."""
+        """Normalize, drop and activate."""
         is_plain = type(self.drop) is nn.Identity and type(self.act) is nn.ReLU
         if is_plain and not _hooks(self.drop, self.act):
-            return self._normalise(x, relu=True)
+            return self._normalize(x, relu=True)
         return self.act(self.drop(super().forward(x)))  # type: ignore[no-any-return]
 
 
@@ -112,7 +112,7 @@ def _fault(module: _BatchNorm, momentum: float | None) -> str | None:
     used = module.momentum if momentum is None else momentum
     faults = {
         "is a BatchNorm3d; ghost norms are for inputs of 2 to 4 dimensions": isinstance(module, nn.BatchNorm3d),
-        "is uninitialised; call the model once": isinstance(module, nn.modules.lazy.LazyModuleMixin),
+        "is uninitialized; call the model once": isinstance(module, nn.modules.lazy.LazyModuleMixin),
         "has no running statistics (track_running_stats=False)": module.running_mean is None,
         "averages over all batches (momentum=None); give a momentum": module.momentum is None and momentum is None,
         f"has momentum {used}; a ghost norm's must be in [0, 1]": used is not None and not 0 <= used <= 1,

@@ -17,7 +17,7 @@ from hvd_batchgrow.nn.recompute import is_recomputing
 
 
 class GhostBatchNorm(nn.Module):
-    """Batch normalisation over ghost batches of γ consecutive samples of the stream.
+    """Batch normalization over ghost batches of γ consecutive samples of the stream.
 
     For each ghost batch i, let μᵢ and vᵢ be the mean and the biased variance of a channel over its γ samples
     and all pixels. The output is y = (x - μᵢ) / sqrt(vᵢ + eps) · weight + bias. The running statistics are
@@ -35,10 +35,10 @@ class GhostBatchNorm(nn.Module):
     micro-batches or ranks, `deferred` is True, and the norm keeps the statistics until the caller passes
     their sum over all ghost batches to `commit`. A forward that activation checkpointing repeats counts once.
 
-    On a CPU, one ghost batch is normalised by the function that `nn.BatchNorm2d` calls, bit-identically.
-    Several are normalised by ghost_cpu.c if setup.py found a C compiler and they are float32: equal to
+    On a CPU, one ghost batch is normalized by the function that `nn.BatchNorm2d` calls, bit-identically.
+    Several are normalized by ghost_cpu.c if setup.py found a C compiler and they are float32: equal to
     rounding, faster than one batch norm over all of them, and without second derivatives. On a GPU, Triton
-    kernels normalise any number of ghost batches with bit-identical results, if Triton is installed. Inputs in
+    kernels normalize any number of ghost batches with bit-identical results, if Triton is installed. Inputs in
     channels_last give outputs and gradients in channels_last. 16-bit inputs have statistics in float32.
 
     Shapes: input and output (k·γ, C), (k·γ, C, L) or (k·γ, C, H, W); running statistics, weight and
@@ -106,15 +106,15 @@ class GhostBatchNorm(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise, in training by the statistics of each ghost batch.
+        """Normalize, in training by the statistics of each ghost batch.
 
         Raises:
             ValueError: the input has a wrong shape; in training, the number of samples is not a
                 multiple of γ, or a ghost batch has a single value per channel.
         """
-        return self._normalise(x, relu=self.relu)
+        return self._normalize(x, relu=self.relu)
 
-    def _normalise(self, x: Tensor, *, relu: bool) -> Tensor:
+    def _normalize(self, x: Tensor, *, relu: bool) -> Tensor:
         self._check_shape(x)
         if not self.training:
             y = nn.functional.batch_norm(
@@ -124,7 +124,7 @@ class GhostBatchNorm(nn.Module):
         num_ghost_batches = self._count_ghost_batches(x)
         arguments = (x, self.weight, self.bias, num_ghost_batches, self.eps)
         if torch.compiler.is_compiling():
-            y, statistics, _ = ghost_operators.ghost_normalise(*arguments, relu, self._number)
+            y, statistics, _ = ghost_operators.ghost_normalize(*arguments, relu, self._number)
             ghost_operators.keep_statistics(statistics, ghost_operators.ORDER, self._number)
             return cast("Tensor", y)
         y, statistics = choose(x, num_ghost_batches)(*arguments, relu=relu, keep_sums=self.keep_sums)

@@ -63,7 +63,7 @@ INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* --- one value --------------------------------------------------------------------------------------------------- */
 
-INLINE float normalised(const Slice *s, int i, float x)
+INLINE float normalized(const Slice *s, int i, float x)
 {
     const float y = (x - s->mean[i]) * s->slope[i] + s->offset[i];
     return y < s->floor ? s->floor : y; /* NaN stays NaN */
@@ -81,10 +81,10 @@ INLINE float differentiated(const Slice *s, int i, float dy, float x)
 }
 
 /* Combines the moments of `before` values with those of a block, given the sums of the block's differences from a
-centre and of their squares. */
-INLINE void join(Sums *moments, int i, double before, double count, double centre, double sum, double squares)
+center and of their squares. */
+INLINE void join(Sums *moments, int i, double before, double count, double center, double sum, double squares)
 {
-    const double off = sum / count, difference = centre + off - moments->first[i], share = count / (before + count);
+    const double off = sum / count, difference = center + off - moments->first[i], share = count / (before + count);
     moments->first[i] += difference * share;
     moments->second[i] += squares - sum * off + difference * difference * before * share;
 }
@@ -96,28 +96,28 @@ INLINE void find_moments_of_columns(const Slice *s, const float *x, Sums *moment
     for (int64_t first = 0; first < s->rows; first += BLOCK_PIXELS) {
         const int64_t count = least(BLOCK_PIXELS, s->rows - first);
         const float *block = x + first * s->stride;
-        float centre[WIDE] = {0}, sum[WIDE] = {0}, squares[WIDE] = {0};
+        float center[WIDE] = {0}, sum[WIDE] = {0}, squares[WIDE] = {0};
         for (int64_t row = 0; row < count; row++)
             for (int i = 0; i < width; i++)
-                centre[i] += block[row * s->stride + i];
+                center[i] += block[row * s->stride + i];
         for (int i = 0; i < width; i++)
-            centre[i] /= (float)count;
+            center[i] /= (float)count;
         for (int64_t row = 0; row < count; row++)
             for (int i = 0; i < width; i++) {
-                const float difference = block[row * s->stride + i] - centre[i];
+                const float difference = block[row * s->stride + i] - center[i];
                 sum[i] += difference;
                 squares[i] += difference * difference;
             }
         for (int i = 0; i < width; i++)
-            join(moments, i, (double)first, (double)count, centre[i], sum[i], squares[i]);
+            join(moments, i, (double)first, (double)count, center[i], sum[i], squares[i]);
     }
 }
 
-INLINE void normalise_columns(const Slice *s, const float *x, float *y, const int width)
+INLINE void normalize_columns(const Slice *s, const float *x, float *y, const int width)
 {
     for (int64_t row = 0; row < s->rows; row++)
         for (int i = 0; i < width; i++)
-            y[row * s->stride + i] = normalised(s, i, x[row * s->stride + i]);
+            y[row * s->stride + i] = normalized(s, i, x[row * s->stride + i]);
 }
 
 INLINE void sum_columns(const Slice *s, const float *x, const float *dy, Sums *sums, const int width)
@@ -164,10 +164,10 @@ INLINE void add_pixels(const float *x, float *sum, const int count)
         sum[i] += x[i];
 }
 
-INLINE void add_differences(const float *x, float centre, float *sum, float *squares, const int count)
+INLINE void add_differences(const float *x, float center, float *sum, float *squares, const int count)
 {
     for (int i = 0; i < count; i++) {
-        const float difference = x[i] - centre;
+        const float difference = x[i] - center;
         sum[i] += difference;
         squares[i] += difference * difference;
     }
@@ -197,21 +197,21 @@ INLINE void find_moments_of_rows(const Slice *s, const float *x, Sums *moments)
                 add_pixels(row + p, values, LANES);
             add_pixels(row + whole, values, (int)(s->pixels - whole));
         }
-        const float centre = (float)(added(values) / count);
+        const float center = (float)(added(values) / count);
         for (const float *row = x + first * s->stride; row < x + end * s->stride; row += s->stride) {
             for (int64_t p = 0; p < whole; p += LANES)
-                add_differences(row + p, centre, sum, squares, LANES);
-            add_differences(row + whole, centre, sum, squares, (int)(s->pixels - whole));
+                add_differences(row + p, center, sum, squares, LANES);
+            add_differences(row + whole, center, sum, squares, (int)(s->pixels - whole));
         }
-        join(moments, 0, (double)(first * s->pixels), count, centre, added(sum), added(squares));
+        join(moments, 0, (double)(first * s->pixels), count, center, added(sum), added(squares));
     }
 }
 
-INLINE void normalise_rows(const Slice *s, const float *x, float *y)
+INLINE void normalize_rows(const Slice *s, const float *x, float *y)
 {
     for (int64_t row = 0; row < s->rows; row++)
         for (int64_t p = 0; p < s->pixels; p++)
-            y[row * s->stride + p] = normalised(s, 0, x[row * s->stride + p]);
+            y[row * s->stride + p] = normalized(s, 0, x[row * s->stride + p]);
 }
 
 INLINE void sum_rows(const Slice *s, const float *x, const float *dy, Sums *sums)
@@ -307,7 +307,7 @@ INLINE void differentiate(const Part *part, const float *x, const float *dy, con
 
 /* Computes output (like x), statistics (groups, 2, channels) and inverse deviations (groups, channels) of a part.
 Weight and bias (channels) may be NULL, for 1 and 0. */
-FOR_EACH_PROCESSOR void ghost_normalise(const Part *part, double eps, const float *x, const float *weight,
+FOR_EACH_PROCESSOR void ghost_normalize(const Part *part, double eps, const float *x, const float *weight,
                                         const float *bias, float *y, float *statistics, float *inverses)
 {
     const int64_t channels = part->channels;
@@ -330,9 +330,9 @@ FOR_EACH_PROCESSOR void ghost_normalise(const Part *part, double eps, const floa
                 s.offset[i] = bias ? bias[c + i] : 0.0f;
             }
             if (part->channels_last)
-                BY_WIDTH(normalise_columns, width, &s, x + s.begin, y + s.begin);
+                BY_WIDTH(normalize_columns, width, &s, x + s.begin, y + s.begin);
             else
-                normalise_rows(&s, x + s.begin, y + s.begin);
+                normalize_rows(&s, x + s.begin, y + s.begin);
         }
 }
 

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from hvd_batchgrow.nn.ghost.ghost_function import GhostNormalise, KeepSums
+from hvd_batchgrow.nn.ghost.ghost_function import GhostNormalize, KeepSums
 
 _SIDE_BY_SIDE = 16
 """Channels in a block that is never split: one cache line."""
@@ -51,13 +51,13 @@ def load(path: str) -> ctypes.CDLL:
     """Load a library, whose calls release the GIL. Raises OSError if the file cannot be loaded."""
     loaded = ctypes.CDLL(path)
     part, pointer = ctypes.POINTER(_Part), ctypes.c_void_p
-    loaded.ghost_normalise.argtypes = [part, ctypes.c_double, *[pointer] * 6]
+    loaded.ghost_normalize.argtypes = [part, ctypes.c_double, *[pointer] * 6]
     loaded.ghost_differentiate.argtypes = [part, *[pointer] * 8]
-    loaded.ghost_normalise.restype = loaded.ghost_differentiate.restype = None
+    loaded.ghost_normalize.restype = loaded.ghost_differentiate.restype = None
     return loaded
 
 
-def normalise(
+def normalize(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -67,7 +67,7 @@ def normalise(
     relu: bool = False,
     keep_sums: KeepSums | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute `ghost_reference.normalise` in one call forward and one backward. Requires a `library()`.
+    """Compute `ghost_reference.normalize` in one call forward and one backward. Requires a `library()`.
 
     The result of a ghost batch is bit-identical for any number of other ghost batches and of threads.
 
@@ -84,7 +84,7 @@ def normalise(
         The output, with the shape and layout of x; and float32 (k, 2, C), mean and unbiased variance of each
         ghost batch, without gradient.
     """
-    return GhostNormalise.apply(CKernels, x, weight, bias, num_ghost_batches, eps, relu, keep_sums)  # type: ignore[no-untyped-call,no-any-return]
+    return GhostNormalize.apply(CKernels, x, weight, bias, num_ghost_batches, eps, relu, keep_sums)  # type: ignore[no-untyped-call,no-any-return]
 
 
 class CKernels:
@@ -110,7 +110,7 @@ class CKernels:
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, results: tuple[Tensor, ...], eps: float
     ) -> None:
         """See `ghost_function.Kernels`."""
-        self._call(self.library.ghost_normalise, (x, _readable(weight), _readable(bias), *results), eps)
+        self._call(self.library.ghost_normalize, (x, _readable(weight), _readable(bias), *results), eps)
 
     def backward(self, saved: tuple[Tensor | None, ...], grad_x: Tensor, sums: Tensor) -> None:
         """See `ghost_function.Kernels`."""

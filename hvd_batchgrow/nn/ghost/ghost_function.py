@@ -42,7 +42,7 @@ KeepSums = Callable[[Tensor], None]
 """Receives the sums (k, 2, C) of a backward: each ghost batch's part of the gradients of weight and bias."""
 
 
-class GhostNormalise(torch.autograd.Function):
+class GhostNormalize(torch.autograd.Function):
     """`apply(make_kernels, x, weight, bias, num_ghost_batches, eps, relu, keep_sums)` returns output and statistics."""
 
     @staticmethod
@@ -57,7 +57,7 @@ class GhostNormalise(torch.autograd.Function):
         relu: bool,
         keep_sums: KeepSums | None,
     ) -> tuple[Tensor, Tensor]:
-        """Normalise each ghost batch."""
+        """Normalize each ghost batch."""
         x = dense(x)
         ctx.keep_sums = keep_sums
         ctx.kernels = make_kernels(x, num_ghost_batches, relu=relu)

@@ -1,6 +1,6 @@
 """Ghost batch norm as operators of PyTorch, which torch.compile keeps in one graph with the rest of a network.
 
-A ghost norm of a compiled network calls `ghost_normalise`, which computes what the norm computes uncompiled, and
+A ghost norm of a compiled network calls `ghost_normalize`, which computes what the norm computes uncompiled, and
 `keep_statistics`, which hands the statistics of a pass to the norm.
 """
 
@@ -49,11 +49,11 @@ def _(statistics: Tensor, order: Tensor, norm: int) -> None:
     pass
 
 
-@torch.library.custom_op("hvd_batchgrow::ghost_normalise", mutates_args=())
-def ghost_normalise(
+@torch.library.custom_op("hvd_batchgrow::ghost_normalize", mutates_args=())
+def ghost_normalize(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, num_ghost_batches: int, eps: float, relu: bool, norm: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalise each ghost batch: see `ghost_reference.normalise`.
+    """Normalize each ghost batch: see `ghost_reference.normalize`.
 
     `norm` is a norm's `number_of`; its `keep_sums` is called in each backward.
 
@@ -66,7 +66,7 @@ def ghost_normalise(
     return results
 
 
-@ghost_normalise.register_fake
+@ghost_normalize.register_fake
 def _(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, num_ghost_batches: int, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,4 +119,4 @@ def _backward(ctx: Any, grad_y: Tensor, *_: None) -> tuple[Tensor | None, ...]:
     )
 
 
-ghost_normalise.register_autograd(_backward, setup_context=_setup)
+ghost_normalize.register_autograd(_backward, setup_context=_setup)

@@ -12,10 +12,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from hvd_batchgrow.nn.ghost.ghost_function import GhostNormalise, KeepSums, statistics_dtype
+from hvd_batchgrow.nn.ghost.ghost_function import GhostNormalize, KeepSums, statistics_dtype
 
 
-def normalise(
+def normalize(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -25,7 +25,7 @@ def normalise(
     relu: bool = False,
     keep_sums: KeepSums | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Normalise each ghost batch. Several are once differentiable, a single one any number of times.
+    """Normalize each ghost batch. Several are once differentiable, a single one any number of times.
 
     Args:
         x: (k·γ, C, …), of any floating type.
@@ -41,12 +41,12 @@ def normalise(
         ghost batch, without gradient, float32 if x has 16 bits.
     """
     if num_ghost_batches > 1 or eps == 0:  # torch refuses eps = 0 in training
-        return GhostNormalise.apply(PytorchKernels, x, weight, bias, num_ghost_batches, eps, relu, keep_sums)  # type: ignore[no-untyped-call,no-any-return]
-    y, statistics = _normalise_one(x, weight, bias, eps)
+        return GhostNormalize.apply(PytorchKernels, x, weight, bias, num_ghost_batches, eps, relu, keep_sums)  # type: ignore[no-untyped-call,no-any-return]
+    y, statistics = _normalize_one(x, weight, bias, eps)
     return y.relu_() if relu else y, statistics
 
 
-def _normalise_one(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+def _normalize_one(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
     # Zeros, not empty: the kernel adds 0 times the old value, which must not be NaN.
     statistics = torch.zeros(1, 2, x.shape[1], dtype=statistics_dtype(x), device=x.device)
     mean, variance = statistics[0]

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from hvd_batchgrow.nn.ghost import ghost_triton_kernels as kernels
-from hvd_batchgrow.nn.ghost.ghost_function import GhostNormalise, KeepSums
+from hvd_batchgrow.nn.ghost.ghost_function import GhostNormalize, KeepSums
 from hvd_batchgrow.nn.ghost.ghost_tiles import choose_tiles, power_of_two
 
 COMPILER_OPTIONS = {"enable_fp_fusion": True}
 """Multiplications and additions may be fused. Stated, because Triton's default may change, and the bits with it."""
 
 
-def normalise(
+def normalize(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -23,14 +23,14 @@ def normalise(
     relu: bool = False,
     keep_sums: KeepSums | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute `ghost_reference.normalise` in one or two kernels forward and as many backward.
+    """Compute `ghost_reference.normalize` in one or two kernels forward and as many backward.
 
     The result of a ghost batch is bit-identical in every run and for any number of other ghost batches.
 
-    Arguments and result are those of `ghost_cpu.normalise`, but x is float32, float16 or bfloat16, on a GPU (with
+    Arguments and result are those of `ghost_cpu.normalize`, but x is float32, float16 or bfloat16, on a GPU (with
     Triton's interpreter, on any device), and `ghost_tiles.fits` its size.
     """
-    return GhostNormalise.apply(TritonKernels, x, weight, bias, num_ghost_batches, eps, relu, keep_sums)  # type: ignore[no-untyped-call,no-any-return]
+    return GhostNormalize.apply(TritonKernels, x, weight, bias, num_ghost_batches, eps, relu, keep_sums)  # type: ignore[no-untyped-call,no-any-return]
 
 
 class TritonKernels:
@@ -38,14 +38,14 @@ class TritonKernels:
 
     def __init__(self, x: Tensor, num_ghost_batches: int, *, relu: bool) -> None:
         num_pixels = x.numel() // (x.shape[0] * x.shape[1])
-        neighbours = num_pixels if x.is_contiguous() else 1
+        neighbors = num_pixels if x.is_contiguous() else 1
         self.num_ghost_batches, self.num_channels = num_ghost_batches, x.shape[1]
         self.num_values = x.shape[0] // num_ghost_batches * num_pixels
-        self.tiles = choose_tiles(self.num_values, self.num_channels, neighbours, x.element_size())
+        self.tiles = choose_tiles(self.num_values, self.num_channels, neighbors, x.element_size())
         num_parts = -(-self.num_channels // self.tiles.num_channels)
         self.grid = (num_ghost_batches * num_parts, self.tiles.num_splits)
         self.constants = {
-            "PIXELS": neighbours,
+            "PIXELS": neighbors,
             "VALUES": self.tiles.num_values,
             "CHANNELS": self.tiles.num_channels,
             "num_warps": self.tiles.num_warps,
@@ -62,12 +62,12 @@ class TritonKernels:
         sizes = (self.num_values, self.num_channels)
         with torch.cuda.device_of(x):
             if self.tiles.num_splits == 1:
-                kernel = kernels.normalise_whole[self.grid]
+                kernel = kernels.normalize_whole[self.grid]
                 kernel(x, weight, bias, *results, *sizes, eps, **self.of_relu, **self.constants)
                 return
             parts = self._parts(x)
             kernels.moments_of_splits[self.grid](x, parts, *sizes, **self.of_tiles, **self.constants)
-            kernel = kernels.normalise_splits[self.grid]
+            kernel = kernels.normalize_splits[self.grid]
             kernel(x, weight, bias, *results, parts, *sizes, eps, **self.of_relu, **self.of_splits, **self.constants)
 
     def backward(self, saved: tuple[Tensor | None, ...], grad_x: Tensor, sums: Tensor) -> None:

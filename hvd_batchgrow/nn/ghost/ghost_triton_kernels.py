@@ -53,8 +53,8 @@ def _optional(pointer: tl.tensor, c: tl.tensor, is_channel: tl.tensor, DEFAULT: 
 def _moments(x: tl.tensor, exists: tl.tensor, count: tl.tensor) -> tl.tensor:
     """Return the mean of a tile and the sum of squared differences from it, by channel."""
     mean = tl.sum(x, 0) / count
-    centred = tl.where(exists, x - mean[None, :], 0.0)
-    return mean, tl.sum(centred * centred, 0)
+    centered = tl.where(exists, x - mean[None, :], 0.0)
+    return mean, tl.sum(centered * centered, 0)
 
 
 @triton.jit
@@ -63,15 +63,15 @@ def _activate(y: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def _affine(centred: tl.tensor, slope: tl.tensor, bias: tl.tensor) -> tl.tensor:
+def _affine(centered: tl.tensor, slope: tl.tensor, bias: tl.tensor) -> tl.tensor:
     # Rounded once, in forward and backward alike, so that both agree on which values are above 0.
     return tl.fma(
-        centred, tl.broadcast_to(slope[None, :], centred.shape), tl.broadcast_to(bias[None, :], centred.shape)
+        centered, tl.broadcast_to(slope[None, :], centered.shape), tl.broadcast_to(bias[None, :], centered.shape)
     )
 
 
 @triton.jit
-def _normalised(x: tl.tensor, mean: tl.tensor, slope: tl.tensor, bias: tl.tensor, RELU: tl.constexpr) -> tl.tensor:
+def _normalized(x: tl.tensor, mean: tl.tensor, slope: tl.tensor, bias: tl.tensor, RELU: tl.constexpr) -> tl.tensor:
     y = _affine(x - mean[None, :], slope, bias)
     if RELU:
         y = _activate(y)
@@ -90,7 +90,7 @@ def _keep(
 
 
 @triton.jit
-def normalise_whole(
+def normalize_whole(
     x: tl.tensor, weight: tl.tensor, bias: tl.tensor, y: tl.tensor, statistics: tl.tensor, inverses: tl.tensor,
     num_values: tl.tensor, num_channels: tl.tensor, eps: tl.tensor,
     RELU: tl.constexpr, PIXELS: tl.constexpr, VALUES: tl.constexpr, CHANNELS: tl.constexpr,
@@ -104,7 +104,7 @@ def normalise_whole(
     inverse = 1.0 / tl.sqrt_rn(squares / num_values + eps)
     _keep(statistics, inverses, group, c, is_channel, num_channels, mean, squares / (num_values - 1), inverse)
     slope = inverse * _optional(weight, c, is_channel, 1.0)
-    out = _normalised(values, mean, slope, _optional(bias, c, is_channel, 0.0), RELU)
+    out = _normalized(values, mean, slope, _optional(bias, c, is_channel, 0.0), RELU)
     tl.store(y + begin + places, out, mask=exists)
 
 
@@ -151,7 +151,7 @@ def _load_parts(
 
 
 @triton.jit
-def normalise_splits(
+def normalize_splits(
     x: tl.tensor, weight: tl.tensor, bias: tl.tensor, y: tl.tensor, statistics: tl.tensor, inverses: tl.tensor,
     parts: tl.tensor, num_values: tl.tensor, num_channels: tl.tensor, eps: tl.tensor,
     RELU: tl.constexpr, PIXELS: tl.constexpr, VALUES: tl.constexpr, CHANNELS: tl.constexpr, TILES: tl.constexpr,
@@ -175,7 +175,7 @@ def normalise_splits(
     for tile in range(TILES):
         places, exists = _tile(first + tile * VALUES, c, is_channel, num_values, num_channels, VALUES, PIXELS)
         values = tl.load(x + begin + places, mask=exists, other=0.0).to(tl.float32)
-        tl.store(y + begin + places, _normalised(values, mean, slope, offset, RELU), mask=exists)
+        tl.store(y + begin + places, _normalized(values, mean, slope, offset, RELU), mask=exists)
 
 
 @triton.jit
@@ -195,13 +195,13 @@ def _load_both(
     RELU: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
     """Return x - mean, and the gradient of the activation's input."""
-    centred = tl.load(x + places, mask=exists, other=0.0).to(tl.float32) - mean[None, :]
+    centered = tl.load(x + places, mask=exists, other=0.0).to(tl.float32) - mean[None, :]
     upstream = tl.load(dy + places, mask=exists, other=0.0).to(tl.float32)
     if RELU:
         # Compare the stored, rounded output with 0.
-        is_off = _affine(centred, slope, bias).to(x.dtype.element_ty).to(tl.float32) <= 0
+        is_off = _affine(centered, slope, bias).to(x.dtype.element_ty).to(tl.float32) <= 0
         upstream = tl.where(is_off, 0.0, upstream)
-    return centred, upstream
+    return centered, upstream
 
 
 @triton.jit
@@ -226,11 +226,13 @@ def differentiate_whole(
     mean, inverse, slope = _kept(statistics, inverses, weight, group, c, is_channel, num_channels)
     offset = _optional(bias, c, is_channel, 0.0)
     begin = group * num_values * num_channels
-    centred, upstream = _load_both(x + begin, dy + begin, places, exists, mean, slope, offset, RELU)
+    centered, upstream = _load_both(x + begin, dy + begin, places, exists, mean, slope, offset, RELU)
     total = tl.sum(upstream, 0)
-    dot = tl.sum(upstream * centred, 0) * inverse
+    dot = tl.sum(upstream * centered, 0) * inverse
     _keep_sums(sums, group, c, is_channel, num_channels, dot, total)
-    grad = slope[None, :] * (upstream - (total / num_values)[None, :] - centred * (inverse * dot / num_values)[None, :])
+    grad = slope[None, :] * (
+        upstream - (total / num_values)[None, :] - centered * (inverse * dot / num_values)[None, :]
+    )
     tl.store(dx + begin + places, grad, mask=exists)
 
 
@@ -250,8 +252,8 @@ def sums_of_splits(
     first = tl.program_id(1) * (VALUES * TILES)
     for tile in range(TILES):
         places, exists = _tile(first + tile * VALUES, c, is_channel, num_values, num_channels, VALUES, PIXELS)
-        centred, upstream = _load_both(x + begin, dy + begin, places, exists, mean, slope, offset, RELU)
-        dot += tl.sum(upstream * centred, 0)
+        centered, upstream = _load_both(x + begin, dy + begin, places, exists, mean, slope, offset, RELU)
+        dot += tl.sum(upstream * centered, 0)
         total += tl.sum(upstream, 0)
     row = parts + (group * 2 * tl.num_programs(1) + tl.program_id(1)) * num_channels
     tl.store(row + c, dot, mask=is_channel)
@@ -280,5 +282,5 @@ def differentiate_splits(
     first = tl.program_id(1) * (VALUES * TILES)
     for tile in range(TILES):
         places, exists = _tile(first + tile * VALUES, c, is_channel, num_values, num_channels, VALUES, PIXELS)
-        centred, upstream = _load_both(x + begin, dy + begin, places, exists, mean, slope, offset, RELU)
-        tl.store(dx + begin + places, slope[None, :] * (upstream - from_total - centred * from_dot), mask=exists)
+        centered, upstream = _load_both(x + begin, dy + begin, places, exists, mean, slope, offset, RELU)
+        tl.store(dx + begin + places, slope[None, :] * (upstream - from_total - centered * from_dot), mask=exists)

@@ -18,7 +18,7 @@ def reestimate_running_statistics(model: nn.Module, batches: Iterable[Tensor]) -
 
     The running mean becomes the mean of μᵢ over all ghost batches i of all batches, and the running
     variance the mean of their unbiased variances. This is the variance within ghost batches, by which
-    training normalises, without the variance between their means. Meanwhile the ghost norms are in training
+    training normalizes, without the variance between their means. Meanwhile the ghost norms are in training
     mode, all other modules in evaluation mode. A norm that is frozen, or that no batch reaches, does not change.
 
     Args:

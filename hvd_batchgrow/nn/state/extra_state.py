@@ -50,7 +50,7 @@ def state_dict_fault(model: nn.Module) -> str | None:
             for name, value in state.items():
                 if not isinstance(value, Tensor) and not is_extra_state(name):
                     kind = type(value).__name__
-                    return f"{name} in its state_dict is a {kind}, not a tensor; quantise modules after training"
+                    return f"{name} in its state_dict is a {kind}, not a tensor; quantize modules after training"
                 if fault := plain_fault(value, name):
                     return f"{fault}; a checkpoint holds tensors and plain values (numbers, texts, lists, dicts) only"
             model.load_state_dict(state)

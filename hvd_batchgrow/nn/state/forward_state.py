@@ -179,7 +179,7 @@ def _check_parameters(model: nn.Module, before: SavedState) -> None:
     if names := changed(before.parameters, SavedState(model).parameters):
         raise StateFault(
             f"a pass changes the parameters {listed(names)}, which only the optimizer may change; set initial values "
-            "where the network is built (data-dependent initialisation), and keep averages of weights in buffers"
+            "where the network is built (data-dependent initialization), and keep averages of weights in buffers"
         )
 
 

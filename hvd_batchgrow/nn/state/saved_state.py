@@ -39,7 +39,7 @@ class SavedState:
     Attributes are numbers, texts, tensors, arrays, generators, and containers and objects of these.
 
     Args:
-        model: uninitialised tensors of lazy modules are skipped.
+        model: uninitialized tensors of lazy modules are skipped.
         parameters: False skips the parameters, to save memory.
     """
 

@@ -23,7 +23,7 @@ def trial_samples(model: nn.Module, num_samples: int, form: InputForm) -> Tree:
     """Return samples of the model's input type and on its device, the same in each call.
 
     Args:
-        model: has initialised parameters.
+        model: has initialized parameters.
         num_samples: number of samples.
         form: shape of one input sample, (C, H, W) or (features,), for random numbers; or real samples.
     """
@@ -92,7 +92,7 @@ def dry_run(
     enough, and keyed dropout has keys.
 
     Args:
-        model: must have no uninitialised lazy modules.
+        model: must have no uninitialized lazy modules.
         num_samples: samples of each forward.
         training: mode of the model.
         gradients: whether autograd records the forwards.

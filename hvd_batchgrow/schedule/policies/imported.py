@@ -187,9 +187,9 @@ def cosine_mean(k: int, count: int) -> float:
     calculated as sin²(m/2) + cos m · (1 - sin h / h)/2 to avoid cancellation at the end of the curve. 1 - sin h / h is
     summed as a series, whose twelfth term is negligible for h <= π/2.
     """
-    centre, half = math.pi * (2 * (count - k) - 1) / (2 * count), math.pi / (2 * count)
+    center, half = math.pi * (2 * (count - k) - 1) / (2 * count), math.pi / (2 * count)
     series = math.fsum(-((-(half**2)) ** i) / math.factorial(2 * i + 1) for i in range(1, 13))
-    return math.sin(centre / 2) ** 2 + math.cos(centre) * series / 2
+    return math.sin(center / 2) ** 2 + math.cos(center) * series / 2
 
 
 def _refuse_learning_rates(name: str, lr: float) -> None:

@@ -14,7 +14,7 @@ from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.source_specs import Kind
 from hvd_batchgrow.config.task_specs import TASKS, Answer, Direction, TargetKind
 from hvd_batchgrow.data.datasets.dataset import Datasets
-from hvd_batchgrow.data.pipeline.crops import CentreCrop
+from hvd_batchgrow.data.pipeline.crops import CenterCrop
 from hvd_batchgrow.data.pipeline.reader import testing_augment
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError, first_fault
 from hvd_batchgrow.messages.suggest import near_run
@@ -39,7 +39,7 @@ class Inputs(_Part):
     """Of one sample as the network receives it: (channels, height, width), (features,) or (tokens,). `samples`: of the
     tensor; () if the network receives several tensors."""
     channels: str | None
-    """Order of the channels: "RGB" or "grey"; None without images, and for other numbers of channels."""
+    """Order of the channels: "RGB" or "gray"; None without images, and for other numbers of channels."""
     dtype: Literal["float32", "float16"] | None
     """Of the normalized values, which the network receives in the type of its weights. None: `samples` have any,
     `tokens` are int64."""
@@ -142,7 +142,7 @@ def describe_model(job: Job, source: Datasets) -> ModelDescription:
     num_channels = samples.shape[-1] if samples.shape else 0
     cropped = None
     if samples.kind == "encoded":
-        assert isinstance(augment, CentreCrop)
+        assert isinstance(augment, CenterCrop)
         cropped = Preprocessing(
             apply_orientation=data.apply_orientation, resize=augment.eval_resize, center_crop=augment.out_size
         )
@@ -154,7 +154,7 @@ def describe_model(job: Job, source: Datasets) -> ModelDescription:
         inputs=Inputs(
             kind=samples.kind,
             shape=samples.shape if keeps_inputs else (num_channels, *size),
-            channels={1: "grey", 3: "RGB"}.get(num_channels) if is_image else None,
+            channels={1: "gray", 3: "RGB"}.get(num_channels) if is_image else None,
             dtype=None if keeps_inputs else data.dtype,
         ),
         normalization=Normalization(divisor=255 if is_image else 1, mean=source.mean, std=source.std),

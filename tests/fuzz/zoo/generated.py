@@ -145,7 +145,7 @@ def share_a_block(draw: random.Random, net: Composite) -> None:
     net.blocks.extend(_without_norm(net)[:1])
 
 
-def normalise_weight(draw: random.Random, net: Composite) -> None:
+def normalize_weight(draw: random.Random, net: Composite) -> None:
     for layer in draw.sample(_weights(net), 1):
         parametrizations.weight_norm(layer)
 
@@ -191,7 +191,7 @@ def cast_a_block(draw: random.Random, net: Composite) -> None:
 
 
 TREATMENTS = (
-    slice_weight, transpose_weight, freeze_some, normalise_weight, prune_weight, tie_weights, share_a_block,
+    slice_weight, transpose_weight, freeze_some, normalize_weight, prune_weight, tie_weights, share_a_block,
     repeat_blocks, checkpoint_blocks, hook_gradients, odd_parameters, unreached_layer, channels_last, cast_a_block,
 )  # fmt: skip
 """Treatments in the order in which they are applied."""

@@ -53,7 +53,7 @@ def function_that_clips(num_classes: int) -> nn.Module:
 
 @network(refused="not proportional to the loss")
 def constant_gradient(num_classes: int) -> nn.Module:
-    """A regulariser that a hook adds to the gradient, once per micro-batch."""
+    """A regularizer that a hook adds to the gradient, once per micro-batch."""
     net = dense_net(num_classes)
     linear(net, 0).weight.register_hook(lambda gradient: gradient + 0.01 * linear(net, 0).weight.detach().sign())
     return net

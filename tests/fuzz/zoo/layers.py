@@ -12,7 +12,7 @@ from tests.fuzz.zoo.entry import FEATURES, Around, dense_net, images, in_format,
 
 
 class Mean(nn.Module):
-    """Normalise over all dimensions from the second on."""
+    """Normalize over all dimensions from the second on."""
 
     def __init__(self, first: int = 2) -> None:
         super().__init__()

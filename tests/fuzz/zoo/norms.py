@@ -211,7 +211,7 @@ def instance_norm_with_statistics(num_classes: int) -> nn.Module:
 
 
 @network(exact_refused="samples of a batch affect each other", order="layout")
-def normalised_over_the_batch(num_classes: int) -> nn.Module:
+def normalized_over_the_batch(num_classes: int) -> nn.Module:
     """A batch norm written by hand."""
 
     def forward(net: Any, x: Tensor) -> Any:
@@ -222,7 +222,7 @@ def normalised_over_the_batch(num_classes: int) -> nn.Module:
 
 
 @network()
-def weight_standardised(num_classes: int) -> nn.Module:
+def weight_standardized(num_classes: int) -> nn.Module:
     class Conv(nn.Conv2d):
         def forward(self, x: Tensor) -> Any:
             variance, mean = torch.var_mean(self.weight, (1, 2, 3), keepdim=True)

@@ -90,7 +90,7 @@ def output_of_a_subclass(num_classes: int) -> nn.Module:
 
 
 class Steady(nn.LazyLinear):
-    """A lazy layer whose initial weights do not depend on when it is initialised."""
+    """A lazy layer whose initial weights do not depend on when it is initialized."""
 
     def reset_parameters(self) -> None:
         if not self.has_uninitialized_params() and self.in_features:
@@ -111,7 +111,7 @@ def lazy_batch_norm(num_classes: int) -> nn.Module:
 
 
 @network()
-def lazy_and_initialised(num_classes: int) -> nn.Module:
+def lazy_and_initialized(num_classes: int) -> nn.Module:
     net = nn.Sequential(Steady(8), nn.Tanh(), Steady(num_classes))
     net(torch.zeros(2, FEATURES))
     return net

@@ -44,7 +44,7 @@ def moving_average_that_is_not_saved(num_classes: int) -> nn.Module:
 
 @network(named=CHANGED, exact_refused=MEET, order="first")
 def largest_seen(num_classes: int) -> nn.Module:
-    """An observer, as in quantisation."""
+    """An observer, as in quantization."""
 
     def forward(net: Any, x: Tensor) -> Any:
         if net.training:
@@ -56,7 +56,7 @@ def largest_seen(num_classes: int) -> nn.Module:
 
 @network(named=CHANGED, exact_refused=MEET, order="first")
 def codebook(num_classes: int) -> nn.Module:
-    """Vector quantisation: each code is a moving average of the vectors assigned to it."""
+    """Vector quantization: each code is a moving average of the vectors assigned to it."""
 
     def forward(net: Any, x: Tensor) -> Any:
         code = net.first(x)
@@ -87,12 +87,12 @@ def _act_norm(num_classes: int, shift: Tensor) -> nn.Module:
 
 
 @network(named=CHANGED, exact_refused=MEET, order="first")
-def initialised_by_the_data(num_classes: int) -> nn.Module:
+def initialized_by_the_data(num_classes: int) -> nn.Module:
     return _act_norm(num_classes, torch.zeros(6))
 
 
 @network(refused="changes the parameters shift")
-def parameters_initialised_by_the_data(num_classes: int) -> nn.Module:
+def parameters_initialized_by_the_data(num_classes: int) -> nn.Module:
     return _act_norm(num_classes, nn.Parameter(torch.zeros(6)))
 
 
@@ -235,7 +235,7 @@ def alpha_dropout(num_classes: int) -> nn.Module:
 
 
 @network(exact_refused="random numbers", compared=False)
-def randomised_relu(num_classes: int) -> nn.Module:
+def randomized_relu(num_classes: int) -> nn.Module:
     return _random(num_classes, nn.RReLU())
 
 

@@ -93,7 +93,7 @@ def autocast_inside(num_classes: int) -> nn.Module:
 
 
 @network()
-def fake_quantised(num_classes: int) -> nn.Module:
+def fake_quantized(num_classes: int) -> nn.Module:
     """Round the weights in the forward, and pass gradients through (straight-through estimator)."""
 
     def forward(net: Any, x: Tensor) -> Any:
