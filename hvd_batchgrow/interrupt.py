@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from hvd_batchgrow.comm.launcher_env import is_first_process
@@ -65,4 +65,5 @@ def end_now(why: str) -> NoReturn:
 def say(text: str) -> None:
     """Print one line for all ranks together; safe in any thread and while other output is being printed."""
     if is_first_process(os.environ):
-        os.write(2, f"{_SHOW_CURSOR if os.isatty(2) else ''}hvd-batchgrow: {text}\n".encode())
+        with suppress(OSError):  # a closed pipe must not keep the process alive
+            os.write(2, f"{_SHOW_CURSOR if os.isatty(2) else ''}hvd-batchgrow: {text}\n".encode())

@@ -34,7 +34,7 @@ def word_faults(command: type, words: Sequence[str]) -> list[Fault]:
     if {"-h", "--help"} & set(words):
         return []
     options, takes_job = options_of(command), issubclass(command, JobCommand)
-    faults = []
+    faults, seen = [], set()
     for word, following in pairwise([*words, "--"]):
         name, equals, text = word.partition("=")
         value = text if equals else following
@@ -43,8 +43,12 @@ def word_faults(command: type, words: Sequence[str]) -> list[Fault]:
         if (kind := options.get(name.replace("_", "-"))) is None:
             fault = f"unknown option{_suggestion(name, value, options, takes_job)}"
             faults.append(Fault(name if name.isprintable() else shown(name), fault))
+        elif get_origin(kind) is tuple and name in seen:
+            fault = f"is given twice, and the parser ignores the first: write {name} A B instead of {name} A {name} B"
+            faults.append(Fault(name, fault))
         elif kind is not bool and get_origin(kind) is not tuple and (equals or not value.startswith("--")):
             faults += _value_faults(name, kind, value)
+        seen.add(name)
     return faults
 
 

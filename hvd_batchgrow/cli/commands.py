@@ -92,9 +92,9 @@ def _write_any_text() -> None:
 
 
 def _remove_invalid_terminal_size() -> None:
-    """Remove COLUMNS and LINES from the environment unless they are numbers: rich would fail."""
+    """Remove COLUMNS and LINES from the environment unless they are numbers above 0: rich would fail, or not print."""
     for name in ("COLUMNS", "LINES"):
-        if not re.fullmatch("[0-9]{1,5}", os.environ.get(name, "")):
+        if not re.fullmatch("[1-9][0-9]{0,4}", os.environ.get(name, "")):
             os.environ.pop(name, None)
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -20,8 +21,8 @@ from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.layout import LayoutSection
 from hvd_batchgrow.config.split import source_size
 from hvd_batchgrow.job_file import load_job, override_words
-from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError, RunError
-from hvd_batchgrow.observers.console import PlainConsole
+from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError, RunError, unwritable
+from hvd_batchgrow.observers.console import PlainConsole, UnreliableStream
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `plan` does without it
     from hvd_batchgrow.comm.ranks import Ranks
@@ -133,10 +134,15 @@ def unfinished_until_done(ranks: Ranks, train: Callable[[], ExitCode]) -> ExitCo
     name = os.environ.get("HVD_BATCHGROW_UNFINISHED")
     unfinished = Path(name) if name and ranks.rank == 0 else None
     if unfinished:
-        unfinished.touch()
+        try:
+            unfinished.touch()
+        except OSError as error:  # train also from a read-only working folder
+            lost = "if the launcher loses a host and ends with code 0, the batch script does not notice it"
+            print(f"note: {unwritable(unfinished, error)}; {lost}", file=sys.stderr, flush=True)
     code = train()
     if unfinished and code == ExitCode.DONE:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
     return code
 
 
@@ -151,6 +157,8 @@ def terminal(stream: Any, *, quiet: bool = False) -> PlainConsole:
     """Return a console that draws on terminals only, and does not fold log lines at 80 columns elsewhere."""
     # Under Open MPI a rank has a pseudo-terminal, but mpirun may forward its output to a file.
     is_terminal = stream.isatty() and launched_by(os.environ) is None
+    if stream is sys.stderr:
+        stream = UnreliableStream(stream)
     return PlainConsole(stream, None if is_terminal else 140, is_terminal=is_terminal, quiet=quiet)
 
 

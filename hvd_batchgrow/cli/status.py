@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,9 +50,12 @@ class StatusCommand:
             _print_chain(ledger, done_samples)
             raise RunError("squeue is not available: this is the ledger as submit or status last wrote it") from None
         now = ledger.with_states(known, done_samples)
-        if now != ledger:
-            update_ledger(self.folder, ledger, now)
         _print_chain(now, done_samples)
+        if now != ledger:
+            try:
+                update_ledger(self.folder, ledger, now)
+            except RunError as error:  # another user's chain, or a read-only mount
+                print(f"note: {error}; the ledger keeps the states that submit or status wrote last", file=sys.stderr)
         return list(trouble_lines(now, self.folder))
 
 

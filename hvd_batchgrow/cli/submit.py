@@ -79,7 +79,7 @@ class ClusterOptions(JobCommand):
 
     def site(self) -> Site:
         """Return the parts of the batch scripts that the command line decides."""
-        program = (sys.executable, "-m", "hvd_batchgrow.cli")
+        program = (sys.executable, "-P", "-m", "hvd_batchgrow.cli")  # -P: the current folder hides no module
         template, options = find_template(self.template), self.site_options()
         check_time_limit(template, options)
         return Site(template, program, options)

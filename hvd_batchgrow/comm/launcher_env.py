@@ -26,8 +26,10 @@ _VARIABLES: dict[str, tuple[str, ...]] = {
     TORCHRUN: ("WORLD_SIZE", "RANK", "TORCHELASTIC_RESTART_COUNT"),
     OPEN_MPI: ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
     SRUN_PMIX: ("SLURM_STEP_NUM_TASKS", "PMIX_RANK"),
-    SRUN_PMI2: ("SLURM_STEP_NUM_TASKS", "PMI_RANK"),
+    # Before srun: in an allocation, hydra (MPICH, Intel MPI) starts one proxy per node by srun, and its ranks inherit
+    # the number of proxies in SLURM_STEP_NUM_TASKS.
     OTHER_MPI: ("PMI_SIZE", "PMI_RANK"),
+    SRUN_PMI2: ("SLURM_STEP_NUM_TASKS", "PMI_RANK"),
     # Last, because mpirun under horovodrun --mpi sets its own variables too.
     GLOO: ("HOROVOD_SIZE", "HOROVOD_RANK"),
 }
@@ -85,7 +87,9 @@ def _is_count(text: str) -> bool:
 
 def launched_by(environment: Mapping[str, str]) -> str | None:
     """Return the launcher that started this process; None if it was started without one."""
-    for launcher, variables in _VARIABLES.items():
+    # Under horovodrun --gloo, ranks inherit the variables of an srun step in which it was started.
+    first = {GLOO: _VARIABLES[GLOO]} if environment.get("HOROVOD_CONTROLLER") == "gloo" else {}
+    for launcher, variables in {**first, **_VARIABLES}.items():
         if all(_is_count(environment.get(variable, "")) for variable in variables):
             return launcher
     return None

@@ -13,7 +13,7 @@ _FIRST_PORT, _NUM_PORTS = 15_000, 15_000
 """Below 32768, where Linux's ephemeral ports begin."""
 
 _LOCAL_SIZES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "HOROVOD_LOCAL_SIZE", "MPI_LOCALNRANKS")
-_JOB_NAMES = ("PMIX_NAMESPACE", "HOROVOD_GLOO_RENDEZVOUS_PORT", "PMI_ID")
+_JOB_NAMES = ("PMIX_NAMESPACE", "HOROVOD_GLOO_RENDEZVOUS_PORT")
 
 
 def meeting_point(environment: Mapping[str, str], size: int) -> tuple[str, int]:

@@ -8,9 +8,11 @@ text columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from textwrap import TextWrapper
-from typing import IO
+from typing import IO, Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.progress import ProgressColumn, Task, TextColumn
@@ -60,6 +62,42 @@ class PlainConsole(Console):
             )
             lines = [part for line in lines for part in fill.wrap(line) or [""]]
         self.print("\n".join(" " * indent + line for line in lines), style=style or None, soft_wrap=True)
+
+
+class UnreliableStream:
+    """A text stream that becomes silent if it cannot be written, such as a pipe without a reader or a full disk.
+
+    A run must not end because its log is lost.
+
+    Args:
+        stream: a text stream of a file descriptor.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write a text, as far as that is possible."""
+        with self._silent_after_error():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream, as far as that is possible."""
+        with self._silent_after_error():
+            self._stream.flush()
+
+    @contextmanager
+    def _silent_after_error(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())  # also for what is still buffered, and for other writers
+            os.close(nowhere)
 
 
 class AmountColumn(ProgressColumn):

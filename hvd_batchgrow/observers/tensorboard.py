@@ -9,6 +9,7 @@ import tomli_w
 from torch.utils.tensorboard import SummaryWriter
 
 from hvd_batchgrow.config import Job
+from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.observers.console_tables import plan_table
 from hvd_batchgrow.observers.event_files import event_files, points_up_to
 from hvd_batchgrow.observers.markdown import markdown_table
@@ -49,7 +50,11 @@ class TensorBoard(Observer):
         self._prefixes = prefixes_of(event)
         old = event_files(event.folder)
         kept = points_up_to(old, event.samples, _REPLACED)
-        self._writer = SummaryWriter(str(event.folder))
+        try:
+            self._writer = SummaryWriter(str(event.folder))
+        except UnicodeEncodeError:
+            remedy = "choose another --runs-dir, or --logging.tensorboard false"
+            raise RunError(f"{str(event.folder)!r}: TensorBoard needs a path in UTF-8; {remedy}") from None
         self._writer.add_custom_scalars(chart_layout(event.job))
         for point in kept:
             self._writer.file_writer.add_event(point, point.step, point.wall_time)  # type: ignore[attr-defined]

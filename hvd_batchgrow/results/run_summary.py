@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -87,7 +88,8 @@ def find_runs(folder: Path) -> list[Path]:
         raise RunError(f"{folder} is not a folder{near_run(folder, or_runs=True)}")
     if (folder / "plan.json").exists():
         return [folder]
-    found = sorted(path.parent for path in folder.glob("*/plan.json"))
+    # Hidden folders are leftovers of a killed `train`, such as `.NAME.removed` after --overwrite.
+    found = sorted(path.parent for path in folder.glob("[!.]*/plan.json"))
     if not found:
         raise RunError(f"{folder} contains no run: a run folder has a plan.json, and train writes it to runs/NAME")
     return found
@@ -195,8 +197,14 @@ def result_line(run: RunSummary) -> str | None:
 
 
 def resume_command(folder: Path) -> str:
-    """Return the command that resumes a run."""
-    return command("train", folder / "job.toml", "--runs-dir", folder.parent, "--resume", "auto")
+    """Return the command that resumes a run, also if its folder has another name than its job."""
+    folder = _with_name(folder)
+    try:
+        name = tomllib.loads(read_regular(folder / "job.toml").decode()).get("name")
+    except (OSError, ValueError):
+        name = folder.name  # `train` reports what is wrong with the file
+    renamed = [] if name == folder.name else ["--name", folder.name]
+    return command("train", folder / "job.toml", *renamed, "--runs-dir", folder.parent, "--resume", "auto")
 
 
 def command(*words: object) -> str:
@@ -210,7 +218,8 @@ def training_dataset(evaluated: Sequence[Line]) -> str:
 
 
 def lock_path(folder: Path) -> Path:
-    """Return the path of a run's lock file."""
+    """Return the path of a run's lock file, which is next to the real folder if `folder` is a symbolic link."""
+    folder = folder.resolve()
     return folder.parent / f".{folder.name}.lock"
 
 
@@ -232,6 +241,12 @@ def holder_of(mark: str) -> str:
     return printable(mark.partition("\n")[0])
 
 
+def _with_name(folder: Path) -> Path:
+    """Return the same folder with a path that ends in its name: `.` and `..` do not."""
+    return folder if folder.name not in {"", ".."} else folder.resolve()
+
+
 def _twin(folder: Path) -> str | None:
+    folder = _with_name(folder)
     name = folder.name.removesuffix("-twin") if folder.name.endswith("-twin") else f"{folder.name}-twin"
     return name if (folder.parent / name / "plan.json").exists() else None

@@ -22,7 +22,7 @@ from hvd_batchgrow.slurm.ledger import (
     Entry,
     Ledger,
     read_ledger,
-    samples_done,
+    samples_to_resume_from,
     write_ledger,
 )
 from hvd_batchgrow.slurm.ledger_file import FOLDER
@@ -100,7 +100,7 @@ def open_chain(run: Path, chain_jobs: Sequence[ChainJob], scheduler: Scheduler |
             is unknown because `submit` was killed.
     """
     before = read_ledger(run)
-    done = samples_done(run)
+    done = samples_to_resume_from(run)
     is_chain = before and any(entry.state != NOT_SUBMITTED for entry in before.entries)
     if not resume and (is_chain or (run / "job.toml").exists()):
         raise RunError(f"{run} holds a run already: add --resume auto to continue it, or --name NAME for another")
@@ -146,14 +146,16 @@ def submit_chain(job: Job, ledger: Ledger, scripts: Sequence[Script], run: Path,
         (folder / "job.toml").write_text(tomli_w.dumps(job.model_dump(mode="json", exclude_none=True)), "utf-8")
         for _, script in left:
             script.path.write_text(script.text, "utf-8")
-    except OSError as error:
-        raise unwritable(error.filename or folder, error) from None
-    refusals = [(k, reason) for k, script in left if (reason := scheduler.refusal(script.path)) is not None]
-    if refusals:
+        refusals = [(k, reason) for k, script in left if (reason := scheduler.refusal(script.path)) is not None]
+        if refusals:
+            lines = [f"chain job {k + 1} ({_width(ledger.entries[k].chain_job)}): {reason}" for k, reason in refusals]
+            raise RunError("\n  ".join(["Slurm could never run this chain, and nothing is submitted:", *lines]))
+    except BaseException as error:
         for path in made:
             path.unlink(missing_ok=True)
-        lines = [f"chain job {k + 1} ({_width(ledger.entries[k].chain_job)}): {reason}" for k, reason in refusals]
-        raise RunError("\n  ".join(["Slurm could never run this chain, and nothing is submitted:", *lines]))
+        if isinstance(error, OSError):
+            raise unwritable(error.filename or folder, error) from None
+        raise
     after: int | None = None
     for k, script in left:
         try:

@@ -50,7 +50,7 @@ def make_chain_jobs(plan: Plan, nodes_max: int, ranks_per_node: int) -> tuple[Ch
     """
     if plan.job.is_adaptive:
         template = shlex.quote(str(TEMPLATES / "train.sbatch"))
-        remedy = f"as one job: sbatch --nodes=N {template} JOB"
+        remedy = f"as one job: sbatch --nodes=N --ntasks-per-node=R {template} JOB --resume auto"
         raise JobError(
             [Fault("schedule.policy", f"'adaptive' determines its phases during training; {remedy}")], plan.job.name
         )

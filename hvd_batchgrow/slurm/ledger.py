@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -13,9 +13,11 @@ from pydantic import Field, TypeAdapter
 
 from hvd_batchgrow.messages.errors import RunError, unwritable
 from hvd_batchgrow.slurm.chain_jobs import ChainJob
-from hvd_batchgrow.slurm.ledger_file import FOLDER, read_ledger_file, write_ledger_file
+from hvd_batchgrow.slurm.ledger_file import FOLDER, LEDGER, read_ledger_file, write_ledger_file
 from hvd_batchgrow.slurm.scheduler import JobState, is_live
 from hvd_batchgrow.storage.file_lock import locked
+from hvd_batchgrow.storage.regular_files import read_regular
+from hvd_batchgrow.storage.seal import check_seal
 
 NOT_SUBMITTED, DONE_BEFORE = "NOT SUBMITTED", "DONE BEFORE"
 BEING_SUBMITTED = "BEING SUBMITTED"
@@ -117,7 +119,14 @@ def submitting(run: Path) -> Iterator[None]:
             raise RunError(f"{run} is being submitted by another process: wait for it, then run status") from None
         except OSError as error:
             raise unwritable(path, error) from None
-        yield
+        try:
+            yield
+        finally:
+            if not (path.parent / LEDGER).exists():  # nothing has been submitted, so leave no traces
+                path.unlink()
+                with suppress(OSError):  # a folder with other files stays
+                    path.parent.rmdir()
+                    run.rmdir()
 
 
 def write_ledger(run: Path, ledger: Ledger) -> None:
@@ -157,10 +166,19 @@ def read_ledger(run: Path) -> Ledger | None:
 
 def samples_done(run: Path) -> int:
     """Return the sample counter in the name of a run's newest checkpoint; 0 without checkpoints."""
-    return max(_counters(run / "checkpoints"), default=0)
+    return max(_checkpoints(run), default=0)
 
 
-def _counters(folder: Path) -> Iterator[int]:
-    for path in folder.glob("samples-*.pt"):
-        if found := re.fullmatch(r"samples-(\d+)\.pt", path.name):
-            yield int(found[1])
+def samples_to_resume_from(run: Path) -> int:
+    """Return the sample counter of a run's newest checkpoint that is not damaged; 0 without one."""
+    for samples, path in sorted(_checkpoints(run).items(), reverse=True):
+        with suppress(OSError, RunError):
+            check_seal(read_regular(path))
+            return samples
+    return 0
+
+
+def _checkpoints(run: Path) -> dict[int, Path]:
+    """Return the checkpoints of a run by their sample counters."""
+    named = ((re.fullmatch(r"samples-(\d+)\.pt", path.name), path) for path in (run / "checkpoints").glob("*.pt"))
+    return {int(name[1]): path for name, path in named if name}

@@ -16,13 +16,14 @@ from hvd_batchgrow.storage.strict_json import dump_json
 
 FOLDER = "slurm"
 """Subfolder of a run folder with the ledger, the batch scripts, their job file and their logs."""
+LEDGER = "ledger.json"
 _FORMAT = 1
 _T = TypeVar("_T")
 
 
 def write_ledger_file(folder: Path, values: Mapping[str, Any]) -> None:
     """Write the ledger of a folder atomically. Raises RunError if it cannot be written."""
-    path = folder / FOLDER / "ledger.json"
+    path = folder / FOLDER / LEDGER
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, f"{dump_json({'format': _FORMAT, **values}, indent=2)}\n".encode())
@@ -40,7 +41,7 @@ def read_ledger_file(folder: Path, adapter: TypeAdapter[_T]) -> _T | None:
     Raises:
         RunError: the ledger cannot be read, or is of another format.
     """
-    path = folder / FOLDER / "ledger.json"
+    path = folder / FOLDER / LEDGER
     try:
         tree = json.loads(read_regular(path))
     except FileNotFoundError:

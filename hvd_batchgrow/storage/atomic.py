@@ -38,6 +38,7 @@ class UnbufferedFile:
 def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
     """Replace a whole file, so that readers see the old content or the new one, also after a crash.
 
+    If the path is a symbolic link, the file that it points to is replaced. A device or pipe is written, not replaced.
     The temporary name is fixed: only one process at a time may write the file. The next write replaces a temporary
     file that a killed process has left.
 
@@ -48,19 +49,28 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) ->
     Raises:
         OSError: the file cannot be written. Its previous content is untouched.
     """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        with path.open("wb", buffering=0) as file:
+            _write(file, content)
+        return
     temporary = path.with_name(f".{path.name}{_UNFINISHED}")
     try:
         with temporary.open("wb", buffering=0) as file:
-            if isinstance(content, bytes):
-                UnbufferedFile(file).write(content)
-            else:
-                content(file)
+            _write(file, content)
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def _write(file: BinaryIO, content: bytes | Callable[[BinaryIO], None]) -> None:
+    if isinstance(content, bytes):
+        UnbufferedFile(file).write(content)
+    else:
+        content(file)
 
 
 @contextmanager

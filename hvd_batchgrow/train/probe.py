@@ -24,6 +24,7 @@ from hvd_batchgrow.schedule.cost.probe_file import (
     RankProbe,
     TimedSum,
     TimedUpdate,
+    check_out,
     check_probe,
     load_probe,
     merge_probes,
@@ -69,7 +70,10 @@ def probe_into(
     """
 
     def find() -> Probe | None:
-        if ranks.rank or not path.exists():
+        if ranks.rank:
+            return None
+        check_out(path)
+        if not path.exists():
             return None
         found = load_probe(path)
         check_probe(load(), found)

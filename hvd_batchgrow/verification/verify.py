@@ -198,7 +198,7 @@ def _states(folder: Path) -> tuple[States, str]:
 def _train(
     job_file: Path, options: Sequence[str], launcher: Sequence[str], shape: Shape, num_updates: int, folder: Path
 ) -> None:
-    command = [sys.executable, "-m", "hvd_batchgrow.cli", "train", str(job_file), *options]
+    command = [sys.executable, "-P", "-m", "hvd_batchgrow.cli", "train", str(job_file), *options]
     command += ["--name", str(shape), "--runs-dir", str(folder), "--max-updates", str(num_updates)]
     command += ["--layout.max-micro-batch", str(shape.micro_batch), "--layout.uneven_ranks", "true"]
     command += [

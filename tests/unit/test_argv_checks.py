@@ -55,6 +55,13 @@ from hvd_batchgrow.comm.launcher_env import environment_faults
             ["submit", "a", "--ranks-per-node", f"{10**30}", "--sbatch", "x=y", "z"],
             [f"--ranks-per-node: must be at most 1048576, got '{10**30}'; nearest: 1048576"],
         ),
+        (
+            ["submit", "a", "--sbatch", "qos=x", "--sbatch", "mem=10G"],
+            [
+                "--sbatch: is given twice, and the parser ignores the first: write --sbatch A B instead of "
+                "--sbatch A --sbatch B"
+            ],
+        ),
         (["pla", "job.toml"], ["'pla' is not a command; did you mean plan?"]),
         (["trian", "--optim.lr", "1"], ["'trian' is not a command; did you mean train?"]),
         (["probe", "a", "--budget-s", "inf"], ["--budget-s: must be at most 86400, got 'inf'; nearest: 86400.0"]),

@@ -15,6 +15,7 @@ import pytest
 import tomli_w
 
 from hvd_batchgrow.cli import main
+from hvd_batchgrow.results.run_summary import read_summary
 from hvd_batchgrow.train.checkpoints.checkpoint import checkpoint_paths
 from tests.helpers import job_tree
 
@@ -320,6 +321,62 @@ def test_overwrite_keeps_the_old_run_if_the_network_cannot_be_built(
     assert main(["train", job, "--overwrite", "--model.name", "no_such_module:net"]) == 2
     assert "model.name: " in capsys.readouterr().err
     assert sorted(Path("runs/small/checkpoints").iterdir()) == before
+
+
+def test_overwrite_replaces_the_run_that_a_link_points_to(job: str) -> None:
+    """The defect: it renamed the link, and then failed, so that the next attempt trained in another folder."""
+    real = Path("scratch/real").absolute()
+    real.mkdir(parents=True)
+    Path("runs").mkdir()
+    Path("runs/small").symlink_to(real)
+    for more in ([], ["--overwrite"]):
+        assert main(["train", job, "--max-updates", "1", *more]) == 75
+        assert Path("runs/small").is_symlink()
+        assert (real / "plan.json").exists()
+    assert len(json.loads((real / "record.json").read_text())["attempts"]) == 1
+
+
+def test_a_working_folder_that_cannot_be_written_does_not_end_the_training(
+    job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HVD_BATCHGROW_UNFINISHED", "no/such/folder/.unfinished-1-0")
+    assert main(["train", job, "--max-updates", "1"]) == 75
+    assert "note: no/such/folder/.unfinished-1-0 cannot be written: No such file" in capsys.readouterr().err
+
+
+def test_a_probe_that_cannot_be_written_is_an_error_before_the_measurement(
+    job: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for out, fault in (
+        ("no/P.json", f"the folder {Path('no').resolve()} does not exist"),
+        (".", "nearest: PROBE.json"),
+    ):
+        assert main(["probe", job, "--out", out]) == 1
+        text = capsys.readouterr().err
+        assert fault in text
+        assert "ranks" not in text  # the first line of a measurement
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("redirect", "code"), [(">&-", 0), ("2>&-", 0), (">/dev/full", 1)])
+def test_a_closed_or_full_stream_gives_no_traceback(job: str, redirect: str, code: int) -> None:
+    words = shlex.join([sys.executable, "-m", "hvd_batchgrow.cli", "plan", job])
+    done = subprocess.run(["bash", "-c", f"{words} {redirect}"], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert done.stderr == ("the output cannot be written: No space left on device\n" if code else "")
+
+
+@pytest.mark.slow
+def test_a_log_without_a_reader_does_not_end_the_training(job: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        command = [sys.executable, "-m", "hvd_batchgrow.cli", "train", job]
+        done = subprocess.run(command, stderr=writer, check=False)
+    finally:
+        os.close(writer)
+    assert done.returncode == 0
+    assert read_summary(Path("runs/small")).state == "finished"
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -69,6 +70,28 @@ def test_an_interrupt_of_verify_ends_its_child_processes(job: str, tmp_path: Pat
     assert message.endswith("hvd-batchgrow: interrupted\n")
     assert "Traceback" not in message
     assert not any(Path("/proc", child).exists() for child in started)
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_ends_a_process_whose_stderr_is_a_closed_pipe(tmp_path: Path) -> None:
+    """The defect: the thread that should have ended it died when it could not write its message."""
+    code = (
+        f"{LISTENS}\n"
+        "from hvd_batchgrow.train.liveness.stop import StopRequest\n"
+        "import time\n"
+        "with StopRequest():\n"
+        "    for _ in range(2):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        time.sleep(0.5)\n"
+        "    time.sleep(5)\n"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run([sys.executable, "-c", code], check=False, cwd=tmp_path, stderr=writer, timeout=300)
+    finally:
+        os.close(writer)
+    assert done.returncode == 130
 
 
 def test_uninterrupted_delays_an_interrupt() -> None:

@@ -44,6 +44,15 @@ from hvd_batchgrow.messages.errors import RunError
         ),
         ({"WORLD_SIZE": "4", "RANK": "3"}, None, (0, 1)),
         ({"SLURM_STEP_NUM_TASKS": "4", "PMI_RANK": "3", "PMI_FD": "9"}, SRUN_PMI2, (3, 4)),
+        # hydra in an allocation starts one proxy per node by srun, and its ranks inherit the step's variables
+        ({"SLURM_STEP_NUM_TASKS": "2", "PMI_RANK": "5", "PMI_SIZE": "8"}, OTHER_MPI, (5, 8)),
+        # horovodrun --gloo within a step of srun
+        (
+            {"HOROVOD_CONTROLLER": "gloo", "HOROVOD_SIZE": "2", "HOROVOD_RANK": "1"}
+            | {"SLURM_STEP_NUM_TASKS": "1", "PMIX_RANK": "0"},
+            GLOO,
+            (1, 2),
+        ),
         # SLURM's variables describe the step, not the ranks
         ({"SLURM_NTASKS": "8", "SLURM_PROCID": "3"}, None, (0, 1)),
     ],
@@ -193,7 +202,8 @@ def test_ranks_meet_where_their_launchers_variables_say(
     assert meeting_point(environment, size) == (host, port)
 
 
-@pytest.mark.parametrize("environment", [{}, {"MASTER_ADDR": "a"}, MPIRUN])
+# hydra's PMI_ID is the rank, not a name of the job
+@pytest.mark.parametrize("environment", [{}, {"MASTER_ADDR": "a"}, MPIRUN, {"MASTER_ADDR": "a", "PMI_ID": "1"}])
 def test_without_a_host_or_a_port_the_message_says_what_to_set(environment: dict[str, str]) -> None:
     with pytest.raises(RunError, match=r"(?s)the 4 ranks do not know where to meet.*Set MASTER_ADDR to .*MASTER_PORT"):
         meeting_point(environment, 4)

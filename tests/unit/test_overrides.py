@@ -176,4 +176,4 @@ def test_commands_in_messages_are_quoted_for_a_shell(job: str, capsys: pytest.Ca
     Path("measured.toml").write_text(tomli_w.dumps(submitted))
     assert main(["submit", "measured.toml", "--nodes-max", "1", "--dry-run"]) == 2
     command = capsys.readouterr().err.partition("as one job: ")[2]
-    assert 'arguments=("$@")' in Path(shlex.split(command)[2]).read_text()
+    assert 'arguments=("$@")' in Path(shlex.split(command)[3]).read_text()

@@ -52,6 +52,16 @@ def test_a_line_is_printed_as_it_is(stream: type[io.StringIO], text: str) -> Non
     assert plain(out.getvalue()) == f"{text}\n"
 
 
+@pytest.mark.parametrize("columns", ["0", "-1", "wide", "999999"])
+def test_a_terminal_of_no_width_has_the_usual_one(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The defect: rich printed nothing, without an error."""
+    monkeypatch.setenv("COLUMNS", columns)
+    assert main(["--version"]) == 0
+    out = Terminal()
+    terminal(out).print("text")
+    assert plain(out.getvalue()) == "text\n"
+
+
 @pytest.mark.parametrize("text", NASTY)
 def test_every_part_of_a_table_is_printed_as_it_is(text: str) -> None:
     out = io.StringIO()

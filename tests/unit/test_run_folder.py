@@ -187,6 +187,15 @@ def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
         open_(tmp_path / "file" / "run", small_job())
 
 
+def test_a_link_to_a_run_has_the_lock_of_the_run(tmp_path: Path) -> None:
+    (tmp_path / "scratch" / "real").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "scratch" / "real")
+    with RunLock(tmp_path / "scratch" / "real") as real, RunLock(tmp_path / "link") as link:
+        real.take()
+        with pytest.raises(RunError, match="is being written by another job: process"):
+            link.take()
+
+
 def test_two_jobs_cannot_write_one_run(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "run"
     with RunLock(folder) as first, RunLock(folder) as second:

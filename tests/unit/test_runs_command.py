@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import tomli_w
 
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.messages.suggest import near_folder
-from hvd_batchgrow.results.run_summary import read_summary
+from hvd_batchgrow.results.run_summary import find_runs, read_summary
+from hvd_batchgrow.train.run.run_lock import RunLock
 from tests.helpers import NUM_TRAIN, job_tree, small_source, write_idx_folder
 
 RUN = Path("runs/small")
@@ -54,6 +56,33 @@ def test_a_stopped_run(stopped: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert f"small: stopped\nepoch {found.epoch:.2f} of " in text
     assert "to resume: hvd-batchgrow train runs/small/job.toml --runs-dir runs --resume auto" in text
     assert "stopped" in printed(capsys, "list")
+
+
+def test_a_renamed_run_is_resumed_under_its_new_name(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The defect: the printed command began a new run, or continued the original."""
+    renamed = stopped.rename(stopped.with_name("renamed"))
+    text = printed(capsys, "show", str(renamed))
+    (command,) = [line for line in text.splitlines() if line.startswith("to resume")]
+    assert main(shlex.split(command.partition("hvd-batchgrow ")[2])) == 0
+    assert read_summary(renamed).state == "finished"
+    assert not stopped.exists()
+
+
+def test_a_run_is_shown_from_within_its_folder(
+    stopped: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The defect: `.` has no name, so the lock and the twin were not found."""
+    with RunLock(stopped) as lock:
+        lock.take()
+        monkeypatch.chdir(stopped)
+        assert read_summary(Path()).state == "running"
+    text = printed(capsys, "show", ".")
+    assert f"train {Path.cwd() / 'job.toml'} --runs-dir {Path.cwd().parent} --resume auto" in text
+
+
+def test_leftovers_of_a_killed_overwrite_are_not_runs(stopped: Path) -> None:
+    shutil.copytree(stopped, stopped.with_name(".small.removed"))
+    assert find_runs(stopped.parent) == [stopped]
 
 
 def test_the_command_that_it_prints_resumes_the_run(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:

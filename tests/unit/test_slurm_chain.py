@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import signal
@@ -23,6 +24,7 @@ from hvd_batchgrow.slurm.ledger import Ledger, read_ledger, submitting, update_l
 from hvd_batchgrow.slurm.render import ARGUMENTS
 from hvd_batchgrow.slurm.scheduler import JobState, Scheduler, Slurm, run_command
 from hvd_batchgrow.slurm.time_limit import limit_s
+from hvd_batchgrow.storage.seal import seal_of
 from tests.helpers import NUM_TRAIN, small_job
 
 TEMPLATE = f"#!/bin/bash\n{ARGUMENTS}\n"
@@ -77,6 +79,13 @@ def submit(run: Path, scheduler: FakeScheduler, *, resume: bool = False) -> Ledg
     return submit_chain(job, ledger, scripts, run, scheduler)
 
 
+def save(run: Path, samples: int) -> Path:
+    """Write a sealed file with the name of a checkpoint, and return its path."""
+    path = run / "checkpoints" / f"samples-{samples:015d}.pt"
+    path.write_bytes(b"weights" + seal_of(hashlib.sha256(b"weights")))
+    return path
+
+
 def test_every_link_is_asked_about_before_the_first_is_submitted(tmp_path: Path) -> None:
     run, scheduler = tmp_path / "small", FakeScheduler()
     ledger = submit(run, scheduler)
@@ -126,7 +135,7 @@ def test_a_chain_resumes_after_the_jobs_that_are_done(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="two chains cannot write it: scancel 12 13"):
         submit(run, scheduler, resume=True)
     (run / "checkpoints").mkdir()
-    (run / "checkpoints" / f"samples-{160:015d}.pt").touch()  # where the first link ends
+    save(run, 160)  # where the first job ends
     scheduler.known = {12: JobState("FAILED"), 13: JobState("CANCELLED")}
     scheduler.calls.clear()
     again = submit(run, scheduler, resume=True)
@@ -135,6 +144,20 @@ def test_a_chain_resumes_after_the_jobs_that_are_done(tmp_path: Path) -> None:
         ("submit", ("chain-job-2.sbatch", None)),
         ("submit", ("chain-job-3.sbatch", 11)),
     ]
+
+
+def test_a_job_whose_last_checkpoint_is_damaged_is_submitted_again(tmp_path: Path) -> None:
+    """The defect: it counted as done, so that the next job found no checkpoint to begin from, again and again."""
+    run, scheduler = tmp_path / "small", FakeScheduler()
+    submit(run, scheduler)
+    (run / "checkpoints").mkdir()
+    save(run, 96)
+    damaged = save(run, 160)
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    again = submit(run, scheduler, resume=True)
+    assert [entry.state for entry in again.entries] == ["PENDING"] * 3
+    save(run, 160)
+    assert submit(run, scheduler, resume=True).entries[0].state == "DONE BEFORE"
 
 
 def test_a_link_that_is_queued_again_after_it_had_failed_bars_a_second_chain(tmp_path: Path) -> None:
@@ -219,6 +242,32 @@ def test_a_first_job_that_is_refused_leaves_nothing_to_resume(tmp_path: Path) ->
     with pytest.raises(RunError, match=r"chain job 1: sbatch refuses: no more jobs$"):
         submit(tmp_path / "small", FakeScheduler(refused="chain-job-1.sbatch"))
     assert submit(tmp_path / "small", FakeScheduler()).job_ids() == [11, 12, 13]
+
+
+def test_without_slurm_submit_leaves_no_files(
+    job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The defect: the job file, the scripts and the lock stayed, and `watch` waited for the run."""
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert main(["submit", job, "--nodes-max", "1"]) == 1
+    assert "--dry-run prints what would be submitted" in capsys.readouterr().err
+    assert not Path("runs/small").exists()
+
+
+def test_status_reports_states_that_it_cannot_write(
+    job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The defect: on a read-only mount, or for another user's chain, it printed the error alone."""
+    fake_slurm(tmp_path / "bin", monkeypatch)
+    assert main(["submit", job, "--nodes-max", "4", *RANKS]) == 0
+    lock = Path("runs/small/slurm/.submit.lock")
+    lock.unlink()
+    lock.mkdir()
+    capsys.readouterr()
+    assert main(["status", "runs/small"]) == 0
+    out, err = capsys.readouterr()
+    assert "job 2 RUNNING" in out
+    assert err.startswith("note: runs/small/slurm/.submit.lock cannot be written: ")
 
 
 def test_one_submit_at_a_time(job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,7 +67,8 @@ def test_phases_of_equal_width_are_one_link(
 
 def test_phases_that_a_trigger_makes_as_it_goes_are_no_links() -> None:
     plan = compile_plan(measured_job({"name": "plateau", "patience_epochs": 1.0}), 1, NUM_TRAIN)
-    with pytest.raises(JobError, match="'adaptive' determines its phases during training; as one job: sbatch"):
+    remedy = "as one job: sbatch --nodes=N --ntasks-per-node=R .*train.sbatch JOB --resume auto"
+    with pytest.raises(JobError, match=f"'adaptive' determines its phases during training; {remedy}"):
         make_chain_jobs(plan, 4, 1)
     with pytest.raises(JobError, match="--phases: a trigger decides the phases during the run"):
         check_width(plan, (1, 1), 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,6 +58,13 @@ def test_a_run_has_the_name_of_its_folder(tmp_path: Path) -> None:
     for name in ("first", "first-twin"):
         run(TensorBoard(), tmp_path / name, [160])
     assert set(EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Runs()) == {"first", "first-twin"}
+
+
+def test_a_path_that_is_not_utf8_is_an_error_with_a_remedy(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", job, "--runs-dir", os.fsdecode(b"lat\xfc")]
+    assert main([*words, "--logging.tensorboard", "true"]) == 1
+    assert "TensorBoard needs a path in UTF-8; choose another --runs-dir, or" in capsys.readouterr().err
+    assert main(words) == 0
 
 
 def test_samples_are_the_axis_and_updates_and_hours_are_curves(tmp_path: Path) -> None:

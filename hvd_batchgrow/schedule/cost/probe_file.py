@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -149,6 +150,15 @@ def _incomplete(probe: Probe) -> str | None:
         if part.ranks > 1 and not part.sums:
             return f"measured.{k}.sums: empty, for {part.ranks} ranks"
     return None
+
+
+def check_out(path: Path) -> None:
+    """Check, before a measurement, that `save_probe` can write there. Raises RunError."""
+    if path.is_dir():
+        raise RunError(f"--out {path} is a folder; nearest: {path / 'PROBE.json'}")
+    if not os.access(path.resolve().parent, os.W_OK):
+        state = "cannot be written" if path.resolve().parent.is_dir() else "does not exist"
+        raise RunError(f"--out {path}: the folder {path.resolve().parent} {state}")
 
 
 def save_probe(path: Path, probe: Probe) -> None:

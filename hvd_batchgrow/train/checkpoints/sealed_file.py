@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 from typing import Any, BinaryIO
 
 import torch
 
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.storage.atomic import UnbufferedFile
-
-_SEAL = re.compile(rb"\nsha256 ([0-9a-f]{64})\n")
-_SEAL_BYTES = 73
+from hvd_batchgrow.storage.seal import check_seal, seal_of
 
 
 def write_sealed(file: BinaryIO, values: dict[str, Any]) -> None:
@@ -36,7 +33,7 @@ def read_sealed(data: bytes) -> Any:
     Raises:
         RunError: the file is damaged, or another program wrote it.
     """
-    _check_seal(data)
+    check_seal(data)
     try:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign file can raise any error
@@ -55,7 +52,7 @@ class _Sink(UnbufferedFile):
 
     def seal(self) -> bytes:
         """Return the line that follows the content written so far."""
-        return f"\nsha256 {self._digest.hexdigest()}\n".encode()
+        return seal_of(self._digest)
 
     def write(self, data: bytes | memoryview) -> int:
         """Write all of the data, and add it to the SHA-256."""
@@ -64,11 +61,3 @@ class _Sink(UnbufferedFile):
 
     def flush(self) -> None:
         """Do nothing: the file is unbuffered."""
-
-
-def _check_seal(data: bytes) -> None:
-    """Raise RunError if the seal is missing or does not match."""
-    if not (found := _SEAL.fullmatch(data[-_SEAL_BYTES:])):
-        raise RunError("cut short, or not a checkpoint of this program: it does not end with a SHA-256")
-    if hashlib.sha256(memoryview(data)[:-_SEAL_BYTES]).hexdigest().encode() != found[1]:
-        raise RunError("damaged: its bytes do not match its SHA-256")

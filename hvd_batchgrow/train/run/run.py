@@ -142,6 +142,8 @@ def _train_in_folder(
     """
     (plan, shown), source = plans, place.source
     job, folder, requested_resume = shown.job, options.runs_dir / shown.job.name, options.resume
+    if folder.is_symlink():
+        folder = folder.resolve()  # --overwrite replaces the real folder
     with RunLock(folder) as lock, ExitStack() as stack:
         ranks.run_on_rank0(lambda: lock.take(report, LOCK_WAIT_S if ranks.restarts else 0.0))
         agents = agents_of(ranks)
