@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import importlib
 import sys
-import traceback
 from collections.abc import Callable
 from difflib import get_close_matches
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from hvd_batchgrow.messages.errors import describe_error
 from hvd_batchgrow.messages.wording import with_article
 from hvd_batchgrow.torchvision_shim import repair_torchvision
-
-_MOST_CHARACTERS = 300
 
 
 class NotFound(ValueError):  # noqa: N818  # the name says what is wrong
@@ -51,20 +48,3 @@ def find_callable(name: str) -> Callable[..., Any]:
         else f"defines it as {with_article(type(found).__name__)}, which is not callable"
     )
     raise NotFound(f"{name}: {module_name} {fault}{hint}")
-
-
-def describe_error(error: BaseException) -> str:
-    """Return an error and where it was raised, preferably in the user's own code."""
-    frames = traceback.extract_tb(error.__traceback__)
-    torch = find_spec("torch")
-    files = (importlib.__file__, __file__, *([torch.origin] if torch and torch.origin else []))
-    between = tuple(str(Path(file).parent) for file in files)
-    outside = [frame for frame in frames if not frame.filename.startswith((*between, "<frozen"))]
-    place = f" ({outside[-1].filename}, line {outside[-1].lineno})" if outside else ""
-    return f"{type(error).__name__}: {_in_one_line(str(error))}{place}"
-
-
-def _in_one_line(text: str) -> str:
-    """Return a message without line breaks, shortened if it is long: some of torch's list every possible value."""
-    joined = " ".join(text.split())
-    return joined if len(joined) <= _MOST_CHARACTERS else f"{joined[:_MOST_CHARACTERS]} …"

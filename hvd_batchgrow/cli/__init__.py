@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hvd_batchgrow.cli.collector import paused_collector
+from hvd_batchgrow.cli.paused_gc import paused_gc
 from hvd_batchgrow.interrupt import end_on_interrupt
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:  # otherwise the signal handlers belong to the caller
         end_on_interrupt()
     # Imported afterwards: the import takes a second, and the user may press ctrl-C during it.
-    with paused_collector():
+    with paused_gc():
         from hvd_batchgrow.cli.commands import run
 
     if arguments is not None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import tyro
 
-from hvd_batchgrow.cli.collector import paused_collector
+from hvd_batchgrow.cli.paused_gc import paused_gc
 from hvd_batchgrow.comm.launcher_env import RELAY_S, Backend, launched_by
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.layout import LayoutSection
@@ -103,7 +103,7 @@ def plan_with_costs(job: Job, ranks: int, cost: Path | None) -> Plan:
 
 def run_on_ranks(work: Callable[[Ranks], ExitCode], backend: Backend, layout: LayoutSection) -> ExitCode:
     """Connect the ranks, call `work`, and shut down; if this rank alone fails, abort all ranks."""
-    with paused_collector():
+    with paused_gc():
         from hvd_batchgrow.comm.backend import connect
         from hvd_batchgrow.comm.ranks import CollectiveError
         from hvd_batchgrow.train.malloc_tuning import keep_freed_memory

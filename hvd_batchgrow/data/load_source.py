@@ -10,9 +10,9 @@ from hvd_batchgrow.config.source_specs import SOURCES, ReportProgress
 from hvd_batchgrow.config.task_specs import TargetKind
 from hvd_batchgrow.data.augment_checks import channel_faults
 from hvd_batchgrow.data.datasets.dataset import Datasets
+from hvd_batchgrow.data.held_out import with_validation
 from hvd_batchgrow.data.own_source import load_own
 from hvd_batchgrow.data.source_checks import check_data, check_targets, known_source_size
-from hvd_batchgrow.data.validation_split import with_validation
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
 _MOST_CLASSES = 1 << 20

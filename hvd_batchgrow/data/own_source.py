@@ -20,8 +20,8 @@ from hvd_batchgrow.data.datasets.plausibility import byte_hint, check_layout
 from hvd_batchgrow.data.datasets.targets import check_target_values, target_faults
 from hvd_batchgrow.data.samples.keyed_fetch import check_same_again, with_keyed_fetch
 from hvd_batchgrow.data.samples.load_samples import ACCEPTED, load_samples, own_test_faults
-from hvd_batchgrow.import_string import NotFound, describe_error, find_callable
-from hvd_batchgrow.messages.errors import Fault, JobError, RunError
+from hvd_batchgrow.import_string import NotFound, find_callable
+from hvd_batchgrow.messages.errors import Fault, JobError, RunError, describe_error
 from hvd_batchgrow.messages.wording import counted, with_article
 
 

@@ -18,8 +18,7 @@ from hvd_batchgrow.data.datasets.example import Example
 from hvd_batchgrow.data.tensor_tree import Tree, form_of, map_tensors
 from hvd_batchgrow.deployment.plain_network import to_plain
 from hvd_batchgrow.deployment.trained_network import TrainedNetwork
-from hvd_batchgrow.import_string import describe_error
-from hvd_batchgrow.messages.errors import RunError, unwritable
+from hvd_batchgrow.messages.errors import RunError, describe_error, unwritable
 from hvd_batchgrow.nn.parameters import input_type, network_inputs
 from hvd_batchgrow.results.records import NOT_METRICS
 from hvd_batchgrow.storage.atomic import write_atomically

@@ -23,7 +23,7 @@ from hvd_batchgrow.data.images.image_index import Entry, make_index
 from hvd_batchgrow.data.pipeline.reader import Reader
 from hvd_batchgrow.deployment.table_rows import read_rows
 from hvd_batchgrow.deployment.trained_network import TrainedNetwork
-from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.messages.errors import RunError, reason_of
 from hvd_batchgrow.storage.regular_files import read_regular
 
 OnBadFile = Callable[[Path, str], None]
@@ -155,7 +155,7 @@ def encoded_photos(files: Sequence[Path], *, apply_orientation: bool) -> Encoded
             header = read_header(data) if data else (*bad_header("is empty"), 0)
             length = len(data)
         except OSError as error:
-            header, length = (*bad_header(f"cannot be read: {error.strerror or error}"), 0), 0
+            header, length = (*bad_header(f"cannot be read: {reason_of(error)}"), 0), 0
         entries.append(Entry(str(path), 0, length, 0, *header))
     return EncodedDataset(Path(), make_index(entries), apply_orientation=apply_orientation)
 
@@ -194,7 +194,7 @@ def _pixels(path: Path, channels: int) -> NDArray[np.uint8]:
             rgb = stored_rgb(image, stream)
     except UNDECODABLE as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise RunError(f"cannot be read: {error.strerror}") from None
+            raise RunError(f"cannot be read: {reason_of(error)}") from None
         raise RunError(fault_text(error, stream)) from None
     if channels == 3:
         return rgb

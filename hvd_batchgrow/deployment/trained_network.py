@@ -17,7 +17,7 @@ from hvd_batchgrow.data.datasets.example import Example, InputForm, random_token
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.tensor_tree import Tree
 from hvd_batchgrow.job_file import parse_job
-from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.messages.errors import RunError, reason_of
 from hvd_batchgrow.nn.build import build_model, forward_state
 from hvd_batchgrow.nn.parameters import network_inputs
 from hvd_batchgrow.nn.state.forward_state import ForwardState, restored_buffers
@@ -122,7 +122,7 @@ def read_checkpoint(run: Path, path: Path | None) -> tuple[Checkpoint, tuple[str
     try:
         return Checkpoint.from_bytes(read_regular(path)), ()
     except (OSError, RunError) as error:
-        raise RunError(f"checkpoint {path}: {getattr(error, 'strerror', None) or error}") from None
+        raise RunError(f"checkpoint {path}: {reason_of(error)}") from None
 
 
 def job_for_inference(job: Job, device: DeviceKey) -> Job:

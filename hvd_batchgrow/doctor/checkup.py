@@ -9,7 +9,7 @@ from pathlib import Path
 from hvd_batchgrow.doctor.check import Check, Facts, fail
 from hvd_batchgrow.doctor.folder_checks import check_folder, folder_facts
 from hvd_batchgrow.doctor.gather import error_text, gather
-from hvd_batchgrow.doctor.imported import imported_facts
+from hvd_batchgrow.doctor.import_process import imported_facts
 from hvd_batchgrow.doctor.machine_checks import (
     SHARED_MEMORY,
     check_cores,

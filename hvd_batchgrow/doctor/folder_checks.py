@@ -14,6 +14,7 @@ from pathlib import Path
 
 from hvd_batchgrow.doctor.check import Check, Facts, fail, note, ok
 from hvd_batchgrow.doctor.gather import facts_of
+from hvd_batchgrow.messages.errors import reason_of
 from hvd_batchgrow.storage.atomic import write_atomically
 from hvd_batchgrow.storage.file_lock import locked
 
@@ -48,7 +49,7 @@ def folder_facts(folder: Path) -> Facts:
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=existing) as scratch:
             return {**facts, **space, "write_s": _seconds_to_replace(Path(scratch)), "lock": _lock(Path(scratch))}
     except OSError as error:
-        return {**facts, **space, "error": error.strerror or str(error)}
+        return {**facts, **space, "error": reason_of(error)}
 
 
 def _seconds_to_replace(scratch: Path) -> float:
@@ -71,7 +72,7 @@ def _lock(scratch: Path) -> str:
         with locked(path, wait=False):
             tried = subprocess.run(words, check=False, capture_output=True, text=True, timeout=30)
     except OSError as error:
-        return f"refused: {error.strerror or error}"
+        return f"refused: {reason_of(error)}"
     outcome = tried.stdout.strip()
     if outcome == "refused":
         return "works"

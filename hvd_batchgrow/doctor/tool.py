@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from hvd_batchgrow.comm.launcher_env import without_launcher
 from hvd_batchgrow.doctor.check import Facts
+from hvd_batchgrow.messages.errors import reason_of
 
 TOOL_TIMEOUT_S = 10.0
 
@@ -39,7 +40,7 @@ def tool_facts(words: Sequence[str], timeout_s: float = TOOL_TIMEOUT_S) -> Facts
             env=without_launcher(os.environ),
         )
     except OSError as error:
-        return {"path": path, "error": f"{path} cannot be run: {error.strerror or error}"}
+        return {"path": path, "error": f"{path} cannot be run: {reason_of(error)}"}
     try:
         output, _ = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:

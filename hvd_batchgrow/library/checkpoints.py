@@ -10,7 +10,7 @@ from typing import Any
 
 from hvd_batchgrow.comm.broadcast_object import broadcast_object
 from hvd_batchgrow.comm.ranks import Ranks
-from hvd_batchgrow.messages.errors import RunError, unwritable
+from hvd_batchgrow.messages.errors import RunError, reason_of, unwritable
 from hvd_batchgrow.storage.atomic import write_atomically
 from hvd_batchgrow.storage.regular_files import read_regular
 from hvd_batchgrow.train.checkpoints.sealed_file import read_sealed, write_sealed
@@ -78,7 +78,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, RunError) as error:
-        raise RunError(f"checkpoint {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise RunError(f"checkpoint {path}: {reason_of(error)}") from error
     if not isinstance(state, dict) or _samples_of(state) < 0:
         raise RunError(
             f'checkpoint {path}: it is not a dict with a sample counter "samples", as save_checkpoint writes'

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,6 +20,8 @@ MOST_REPORTED = 100
 
 UNNAMED = "job"
 """Source of faults whose job file is not known."""
+
+_MOST_CHARACTERS = 300
 
 
 class ExitCode(IntEnum):
@@ -67,12 +73,39 @@ class RunError(RuntimeError):
     """A run cannot start or continue, for a reason that the user can fix."""
 
 
+def reason_of(error: Exception) -> str:
+    """Return the system's reason for a failed call, without the path; for any other error, its message."""
+    return getattr(error, "strerror", None) or str(error)
+
+
+def unreadable(place: object, error: Exception) -> RunError:
+    """Return the error for a file or folder that cannot be read."""
+    return RunError(f"{place} cannot be read: {reason_of(error)}")
+
+
 def unwritable(place: object, error: OSError) -> RunError:
-    """Return the error for a file or folder that cannot be written, with the system's reason."""
-    return RunError(f"{place} cannot be written: {error.strerror or error}")
+    """Return the error for a file or folder that cannot be written."""
+    return RunError(f"{place} cannot be written: {reason_of(error)}")
 
 
 def first_fault(error: ValidationError, whole: str = "all of it") -> str:
     """Return pydantic's first fault as `key: message`; `whole` stands for the key of a fault of the whole value."""
     first = error.errors(include_url=False, include_input=False)[0]
     return f"{'.'.join(map(str, first['loc'])) or whole}: {first['msg']}"
+
+
+def describe_error(error: BaseException) -> str:
+    """Return an error and where it was raised, preferably in the user's own code."""
+    frames = traceback.extract_tb(error.__traceback__)
+    torch = find_spec("torch")
+    files = (importlib.__file__, str(Path(__file__).parent), *([torch.origin] if torch and torch.origin else []))
+    between = tuple(str(Path(file).parent) for file in files)
+    outside = [frame for frame in frames if not frame.filename.startswith((*between, "<frozen"))]
+    place = f" ({outside[-1].filename}, line {outside[-1].lineno})" if outside else ""
+    return f"{type(error).__name__}: {_in_one_line(str(error))}{place}"
+
+
+def _in_one_line(text: str) -> str:
+    """Return a message without line breaks, shortened if it is long: some of torch's list every possible value."""
+    joined = " ".join(text.split())
+    return joined if len(joined) <= _MOST_CHARACTERS else f"{joined[:_MOST_CHARACTERS]} …"

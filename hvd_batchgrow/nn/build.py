@@ -10,8 +10,7 @@ from torch import nn
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.model_specs import OWN, read_name
 from hvd_batchgrow.data.datasets.example import Example, InputForm
-from hvd_batchgrow.import_string import describe_error
-from hvd_batchgrow.messages.errors import Fault, JobError, faults_of
+from hvd_batchgrow.messages.errors import Fault, JobError, describe_error, faults_of
 from hvd_batchgrow.nn.checks.deterministic_trial import any_kernels, nondeterministic_layer
 from hvd_batchgrow.nn.checks.layout_hazards import NUM_SAMPLES, layout_hazards
 from hvd_batchgrow.nn.checks.model_keys import check_shape

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.comm.to_device import to_device
 from hvd_batchgrow.data.order.splitmix import MULTIPLIERS, SHIFTS, STEP, mix
-from hvd_batchgrow.nn.recompute import is_recomputing
+from hvd_batchgrow.nn.activation_checkpointing import is_recomputing
 
 
 class KeyedModule(nn.Module):

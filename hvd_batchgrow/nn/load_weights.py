@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hvd_batchgrow.import_string import describe_error
-from hvd_batchgrow.messages.errors import MOST_REPORTED, Fault, JobError
+from hvd_batchgrow.messages.errors import MOST_REPORTED, Fault, JobError, describe_error
 from hvd_batchgrow.messages.wording import counted
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm
 from hvd_batchgrow.nn.name_patterns import names_of_parameters

@@ -17,8 +17,8 @@ from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.task_specs import TASKS
 from hvd_batchgrow.data.datasets.example import InputForm
 from hvd_batchgrow.data.tensor_tree import tensors_in
-from hvd_batchgrow.import_string import NotFound, describe_error, find_callable
-from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.import_string import NotFound, find_callable
+from hvd_batchgrow.messages.errors import Fault, JobError, describe_error
 from hvd_batchgrow.messages.wording import listed
 from hvd_batchgrow.nn.checks.gradient_trial import gradient_fault
 from hvd_batchgrow.nn.checks.model_keys import single_sample_fault

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.messages.errors import Fault, JobError, reason_of
 from hvd_batchgrow.messages.suggest import near_path
 from hvd_batchgrow.nn.state.extra_state import is_extra_state
 from hvd_batchgrow.storage.regular_files import read_regular
@@ -43,7 +43,7 @@ def read_weights(path: str) -> WeightsFile:
     try:
         data = read_regular(Path(path))
     except OSError as error:
-        raise _refusal(f"{path} cannot be read: {error.strerror or error}{near_path(Path(path))}") from None
+        raise _refusal(f"{path} cannot be read: {reason_of(error)}{near_path(Path(path))}") from None
     values = _from_safetensors(path, data) if path.endswith(".safetensors") else _from_torch(path, data)
     entries: list[str] = []
     while found := [key for key in ENTRIES if isinstance(values, Mapping) and isinstance(values.get(key), Mapping)]:

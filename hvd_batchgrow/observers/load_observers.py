@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from hvd_batchgrow.config.observer_names import SERVICES
-from hvd_batchgrow.import_string import NotFound, describe_error, find_callable
-from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.import_string import NotFound, find_callable
+from hvd_batchgrow.messages.errors import Fault, JobError, describe_error
 from hvd_batchgrow.train.events import (
     BranchesCompared,
     BranchStarted,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.messages.errors import RunError, unreadable
 from hvd_batchgrow.storage.atomic import write_atomically
 from hvd_batchgrow.storage.regular_files import read_regular
 
@@ -69,7 +69,7 @@ def read_outcomes(folder: Path) -> Outcomes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise unreadable(path, error) from None
     except (*_DAMAGE, MemoryError) as error:
         raise RunError(f"{path} is damaged: {error}") from None
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hvd_batchgrow.messages.errors import RunError, first_fault
+from hvd_batchgrow.messages.errors import RunError, first_fault, unreadable
 from hvd_batchgrow.messages.suggest import near_run
 from hvd_batchgrow.storage.regular_files import read_regular
 
@@ -28,7 +28,7 @@ def read_plan(run: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise RunError(f"{run} does not hold a run{near_run(run)}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise unreadable(path, error) from None
     return tree  # type: ignore[no-any-return]
 
 

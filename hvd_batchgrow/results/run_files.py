@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.messages.errors import RunError, reason_of
 from hvd_batchgrow.results.plan_file import read_plan
 from hvd_batchgrow.results.records import printable
 from hvd_batchgrow.schedule.job_model import job_model
@@ -201,7 +201,7 @@ def _read_record(path: Path, faults: list[str]) -> Mapping[str, Any]:
             raise TypeError("data is not an object")
         return record
     except OSError as error:
-        faults.append(f"{path} cannot be read: {error.strerror or error}")
+        faults.append(f"{path} cannot be read: {reason_of(error)}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         faults.append(f"{path} is damaged: {error}")
     return {}

@@ -11,7 +11,7 @@ from pathlib import Path
 import tomli_w
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.messages.errors import Fault, JobError, RunError, unwritable
+from hvd_batchgrow.messages.errors import Fault, JobError, RunError, reason_of, unwritable
 from hvd_batchgrow.messages.wording import counted
 from hvd_batchgrow.slurm.chain_jobs import ChainJob
 from hvd_batchgrow.slurm.ledger import (
@@ -253,7 +253,7 @@ def _last_lines(log: Path, count: int = 8) -> list[str]:
     try:
         return read_regular(log).decode(errors="replace").rstrip().splitlines()[-count:]
     except OSError as error:
-        return [f"cannot be read: {error.strerror or error}"]
+        return [f"cannot be read: {reason_of(error)}"]
 
 
 def find_template(given: Path | None) -> str:
@@ -271,7 +271,7 @@ def find_template(given: Path | None) -> str:
         try:
             return place.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else f"not UTF-8 at byte {error.start}"
+            reason = reason_of(error) if isinstance(error, OSError) else f"not UTF-8 at byte {error.start}"
             raise JobError([Fault("--template", f"{place} cannot be read: {reason}")], "command line") from None
     shipped = " or ".join(shlex.quote(str(path)) for path in sorted(TEMPLATES.glob("train*.sbatch")))
     fault = f"{places[0]} does not exist; copy {shipped or 'slurm/train.sbatch of the sources'}, and edit it"

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from hvd_batchgrow.messages.errors import RunError, first_fault, unwritable
+from hvd_batchgrow.messages.errors import RunError, first_fault, unreadable, unwritable
 from hvd_batchgrow.storage.atomic import write_atomically
 from hvd_batchgrow.storage.regular_files import read_regular
 from hvd_batchgrow.storage.strict_json import dump_json
@@ -47,7 +47,7 @@ def read_ledger_file(folder: Path, adapter: TypeAdapter[_T]) -> _T | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from None
+        raise unreadable(path, error) from None
     found = tree.pop("format", None) if isinstance(tree, dict) else None
     if isinstance(found, int) and found != _FORMAT:
         raise RunError(f"{path} is of format {found}, this version reads {_FORMAT}")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hvd_batchgrow.messages.errors import RunError, unwritable
+from hvd_batchgrow.messages.errors import RunError, unreadable, unwritable
 from hvd_batchgrow.storage.atomic import write_atomically
 from hvd_batchgrow.storage.regular_files import open_regular
 from hvd_batchgrow.storage.strict_json import dump_json
@@ -59,14 +59,14 @@ def read_json_lines(path: Path, matters: Callable[[Line], bool] = lambda _: True
             follows an unreadable one.
     """
     lines: list[Line] = []
-    unreadable = 0
+    damaged = 0
     for number, line in scan_json_lines(path):
         if line is None:
-            unreadable = unreadable or number
+            damaged = damaged or number
             continue
-        if unreadable and matters(line):
-            raise RunError(f"{path} is damaged: line {unreadable} cannot be read, but line {number} after it can")
-        if not unreadable:
+        if damaged and matters(line):
+            raise RunError(f"{path} is damaged: line {damaged} cannot be read, but line {number} after it can")
+        if not damaged:
             lines.append(line)
     return lines
 
@@ -95,4 +95,4 @@ def _texts(path: Path) -> Iterator[bytes]:
             with open_regular(path) as file:
                 yield from file
     except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise unreadable(path, error) from None

@@ -13,7 +13,7 @@ from datetime import date, time
 from pathlib import Path
 from typing import Any
 
-from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.messages.errors import Fault, JobError, reason_of
 from hvd_batchgrow.messages.suggest import near_path
 from hvd_batchgrow.messages.wording import dotted, shown
 from hvd_batchgrow.storage.regular_files import read_regular
@@ -126,7 +126,7 @@ def _read(path: Path) -> bytes:
         # Every rank reads the file, so a huge one is not read.
         data = read_regular(path) if stat.S_ISREG(status.st_mode) and status.st_size <= _MOST_BYTES else None
     except (OSError, ValueError) as error:  # ValueError: a name with NUL
-        fault = f"cannot be read: {getattr(error, 'strerror', None) or error}{_near(path)}"
+        fault = f"cannot be read: {reason_of(error)}{_near(path)}"
         raise _refused(path, fault) from None
     if data is not None:
         return data

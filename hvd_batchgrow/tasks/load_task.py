@@ -9,8 +9,8 @@ from typing import Any
 
 from hvd_batchgrow.config.task import TaskSection
 from hvd_batchgrow.config.task_specs import TASKS, TargetKind
-from hvd_batchgrow.import_string import NotFound, describe_error, find_callable
-from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.import_string import NotFound, find_callable
+from hvd_batchgrow.messages.errors import Fault, JobError, describe_error
 from hvd_batchgrow.tasks.task import Task
 
 RESERVED = frozenset(

@@ -11,7 +11,7 @@ from hvd_batchgrow.nn.ghost.running_statistics import set_running_statistics, su
 from hvd_batchgrow.nn.parameters import network_inputs
 from hvd_batchgrow.nn.state.forward_state import restored_buffers
 from hvd_batchgrow.train.parts import TrainingParts
-from hvd_batchgrow.train.update.exact import join, split
+from hvd_batchgrow.train.update.exact_sums import join, split
 from hvd_batchgrow.train.update.forward import autocast
 from hvd_batchgrow.train.update.micro_batches import read_micro_batches
 

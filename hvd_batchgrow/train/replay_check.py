@@ -21,7 +21,7 @@ from hvd_batchgrow.storage.strict_json import dump_json
 from hvd_batchgrow.train.liveness.watchdog import WAITING
 from hvd_batchgrow.train.parts import TrainingParts
 from hvd_batchgrow.train.replay_failure import write_failure
-from hvd_batchgrow.train.replay_verdict import Finding, Occasion, Place, describe
+from hvd_batchgrow.train.replay_verdict import Finding, Occasion, RankLocation, describe
 from hvd_batchgrow.train.train_state import TrainState
 from hvd_batchgrow.train.update.local_sums import LocalSums
 from hvd_batchgrow.train.update.micro_batches import read_micro_batches
@@ -214,12 +214,12 @@ class ReplayCheck:
         """Raise the error on all ranks; rank 0 reports it."""
         device = self._parts.device
         name = f"{device} {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device)
-        mine = Place(self._ranks.rank, socket.gethostname(), name)
-        gathered = self._ranks.all_gather_bytes(dump_json(asdict(mine)).encode(), "replay places")
-        places = [Place(**json.loads(place)) for place in gathered]
+        mine = RankLocation(self._ranks.rank, socket.gethostname(), name)
+        gathered = self._ranks.all_gather_bytes(dump_json(asdict(mine)).encode(), "replay locations")
+        locations = [RankLocation(**json.loads(location)) for location in gathered]
         last = self._state.replays.samples if self._state.replays.passed else None
         occasion = Occasion(update.index, update.samples, update.global_batch, last, str(self._folder))
-        text = describe(findings, places, occasion)
+        text = describe(findings, locations, occasion)
         if self._ranks.rank == 0:
             write_failure(self._folder, text, update.samples, last)
         error = RunError(text)

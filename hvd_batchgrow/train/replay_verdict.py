@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Place:
+class RankLocation:
     """Where a rank computes."""
 
     rank: int
@@ -69,35 +69,35 @@ class Occasion:
     """The run folder."""
 
 
-def describe(findings: Sequence[Finding], places: Sequence[Place], occasion: Occasion) -> str:
+def describe(findings: Sequence[Finding], locations: Sequence[RankLocation], occasion: Occasion) -> str:
     """Return the message for a failed check: what differs, on which ranks, which one is wrong, and what to do.
 
     Args:
         findings: at least one.
-        places: of all ranks, by rank.
+        locations: of all ranks, by rank.
         occasion: when it failed.
     """
     first, last = occasion.samples, occasion.samples + occasion.global_batch - 1
     lines = [
         f"update {occasion.update}, samples {first:,} … {last:,}: the repetition for checks.replay_every gave another "
         "result. A device, its memory or its host computes wrong numbers, or reads other data:",
-        *(line for finding in findings for line in _lines(finding, places)),
-        *_remedy(findings, places, occasion),
+        *(line for finding in findings for line in _lines(finding, locations)),
+        *_remedy(findings, locations, occasion),
     ]
     return "\n  ".join(lines)
 
 
-def _lines(finding: Finding, places: Sequence[Place]) -> Iterator[str]:
-    first, second = (places[rank] for rank in finding.ranks[:2])
+def _lines(finding: Finding, locations: Sequence[RankLocation]) -> Iterator[str]:
+    first, second = (locations[rank] for rank in finding.ranks[:2])
     who = f"two computations of {first}" if first == second else f"{first} and {second}"
     what = f"the gradient by {_amount(finding.gradient, finding.gradient_limit)}"
     what += f", the loss by {_amount(finding.loss, finding.loss_limit)}"
     samples = "" if finding.same_samples else "; they have not read the same samples"
     yield f"ghost batches of rank {finding.share}: {who} differ: {what}{samples}"
-    yield f"{_third(finding, places)}: {_verdict(finding, len(places))}"
+    yield f"{_third(finding, locations)}: {_verdict(finding, len(locations))}"
 
 
-def _third(finding: Finding, places: Sequence[Place]) -> str:
+def _third(finding: Finding, locations: Sequence[RankLocation]) -> str:
     """Return with which results the third one agrees."""
     first, second, third = finding.ranks
     if first == second:
@@ -105,7 +105,7 @@ def _third(finding: Finding, places: Sequence[Place]) -> str:
     elif first == third:
         who, results = f"rank {first}'s second computation", ("its first", f"that of rank {second}")
     else:
-        who, results = f"the result of {places[third]}", (f"that of rank {first}", f"that of rank {second}")
+        who, results = f"the result of {locations[third]}", (f"that of rank {first}", f"that of rank {second}")
     agrees = [result for result, does in zip(results, finding.third_agrees, strict=True) if does]
     return f"{who} agrees with {' and '.join(agrees) or 'neither'}"
 
@@ -123,10 +123,10 @@ def _amount(relative: float, limit: float) -> str:
     return f"{relative:.2g} of its value ({allowed})"
 
 
-def _remedy(findings: Sequence[Finding], places: Sequence[Place], occasion: Occasion) -> Iterator[str]:
+def _remedy(findings: Sequence[Finding], locations: Sequence[RankLocation], occasion: Occasion) -> Iterator[str]:
     wrong = [finding.wrong for finding in findings if finding.wrong is not None]
     suspects = wrong or [rank for finding in findings for rank in finding.ranks[:2]]
-    hosts = " or ".join(dict.fromkeys(places[rank].host for rank in sorted(suspects)))
+    hosts = " or ".join(dict.fromkeys(locations[rank].host for rank in sorted(suspects)))
     yield "the update was not applied, and no checkpoint of it was written"
     if occasion.last_passed is None:
         yield f"no check of this run has passed before. Exclude {hosts}, and train it again (--name NAME)"

@@ -14,8 +14,7 @@ from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.datasets.example import Example, InputForm
 from hvd_batchgrow.data.datasets.targets import first_targets
 from hvd_batchgrow.data.tensor_tree import moved, take_rows
-from hvd_batchgrow.import_string import describe_error
-from hvd_batchgrow.messages.errors import Fault, JobError, RunError
+from hvd_batchgrow.messages.errors import Fault, JobError, RunError, describe_error
 from hvd_batchgrow.nn.state.side_effect_free import alike, dry_run, trial_samples
 from hvd_batchgrow.tasks.checked_losses import losses_of
 from hvd_batchgrow.tasks.task import Task

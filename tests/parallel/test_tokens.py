@@ -21,9 +21,9 @@ from torch.nn.functional import cross_entropy
 from hvd_batchgrow.comm.ranks import Ranks, SingleRank
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.datasets.dataset import Datasets
+from hvd_batchgrow.data.held_out import with_validation
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.tokens.token_windows import TokenWindows
-from hvd_batchgrow.data.validation_split import with_validation
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.verification.autograd_reference import PlainRun
 from tests.helpers import job_tree

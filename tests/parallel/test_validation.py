@@ -14,7 +14,7 @@ from torch import nn
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Datasets
-from hvd_batchgrow.data.validation_split import held_out_ids, with_validation
+from hvd_batchgrow.data.held_out import held_out_ids, with_validation
 from hvd_batchgrow.train.checkpoints.best import best_path
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good
 from hvd_batchgrow.train.evaluate import evaluate

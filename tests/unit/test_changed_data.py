@@ -14,8 +14,8 @@ import tomli_w
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Datasets
 from hvd_batchgrow.data.datasets.fingerprint import data_changes, fingerprint
+from hvd_batchgrow.data.held_out import with_validation
 from hvd_batchgrow.data.tokens.token_windows import TokenWindows
-from hvd_batchgrow.data.validation_split import with_validation
 from tests.helpers import job_tree
 from tests.pictures import FOLDER, pictures
 

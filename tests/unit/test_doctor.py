@@ -22,7 +22,7 @@ from hvd_batchgrow.doctor.check import Check, Facts, Status, fail, note, ok
 from hvd_batchgrow.doctor.checkup import CHECKS, judge
 from hvd_batchgrow.doctor.folder_checks import folder_facts
 from hvd_batchgrow.doctor.gather import gather
-from hvd_batchgrow.doctor.imported import imported_facts
+from hvd_batchgrow.doctor.import_process import imported_facts
 from hvd_batchgrow.doctor.machine_checks import core_limit, machine_facts, memory_limit
 from hvd_batchgrow.doctor.mpi_checks import mpi_of
 from hvd_batchgrow.doctor.rank_checks import check_versions, other_failures

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.data.held_out import held_out_ids
 from hvd_batchgrow.data.images import image_folder
 from hvd_batchgrow.data.load_source import load_source
-from hvd_batchgrow.data.validation_split import held_out_ids
 from hvd_batchgrow.messages.errors import JobError, RunError
 from tests.helpers import labels_of
 from tests.pictures import FOLDER, NUM_TRAIN, NUM_VAL, Picture, assert_holds, picture, pictures, write_folder

@@ -15,11 +15,11 @@ from hvd_batchgrow.comm.ranks import CollectiveError, SingleRank
 from hvd_batchgrow.messages.errors import JobError, RunError
 from hvd_batchgrow.train.parts import TrainingParts
 from hvd_batchgrow.train.replay_failure import refuse_suspect, write_failure
-from hvd_batchgrow.train.replay_verdict import Finding, Occasion, Place, describe
+from hvd_batchgrow.train.replay_verdict import Finding, Occasion, RankLocation, describe
 from hvd_batchgrow.train.update.local_sums import WIDTH, LocalSums, sketch
 from tests.helpers import small_job, small_source
 
-THREE = [Place(rank, f"node{rank}", f"cuda:{rank}") for rank in range(3)]
+THREE = [RankLocation(rank, f"node{rank}", f"cuda:{rank}") for rank in range(3)]
 OCCASION = Occasion(update=7, samples=1000, global_batch=512, last_passed=400, folder="runs/big")
 
 

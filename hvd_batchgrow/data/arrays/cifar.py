@@ -18,7 +18,7 @@ from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays, file_stamp
 from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.datasets.normalization import chunks_of, image_moments
 from hvd_batchgrow.data.datasets.section_values import need_root
-from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.messages.errors import RunError, unreadable
 
 _PIXEL_BYTES = 3 * 32 * 32
 
@@ -160,7 +160,7 @@ def _contents(place: Path, version: Version, report: ReportProgress) -> Iterator
         else:
             yield from _members(place, version, report)
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise RunError(f"{place} cannot be read: {error}") from None
+        raise unreadable(place, error) from None
 
 
 def _members(archive: Path, version: Version, report: ReportProgress) -> Iterator[tuple[str, bytes]]:

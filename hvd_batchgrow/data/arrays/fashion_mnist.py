@@ -16,7 +16,7 @@ from hvd_batchgrow.config.source_specs import ReportProgress
 from hvd_batchgrow.data.arrays import idx
 from hvd_batchgrow.data.datasets.cache import cache_folder
 from hvd_batchgrow.data.datasets.dataset import Datasets
-from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.messages.errors import RunError, reason_of
 from hvd_batchgrow.storage.atomic import new_folder
 from hvd_batchgrow.storage.file_lock import locked
 
@@ -66,7 +66,7 @@ def find(root: str | None, report: ReportProgress) -> Path:
             if not _is_complete(cache):
                 _fetch_into(cache, report)
     except OSError as error:
-        raise RunError(f"cache {cache.parent}: {error.strerror or error}; another: HVD_BATCHGROW_CACHE=…") from None
+        raise RunError(f"cache {cache.parent}: {reason_of(error)}; another: HVD_BATCHGROW_CACHE=…") from None
     return cache
 
 

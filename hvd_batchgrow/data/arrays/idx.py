@@ -21,7 +21,7 @@ from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.datasets.normalization import chunks_of, image_moments
 from hvd_batchgrow.data.datasets.plausibility import check_layout, not_cut_to_bits
 from hvd_batchgrow.data.datasets.section_values import need_root
-from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.messages.errors import RunError, unreadable
 
 NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 """The files of the MNIST family, each possibly gzipped."""
@@ -116,4 +116,4 @@ def _read_bytes(path: Path) -> bytes:
         data = path.read_bytes()
         return gzip.decompress(data) if path.suffix == ".gz" else data
     except (OSError, EOFError, zlib.error) as error:
-        raise RunError(f"{path} cannot be read: {error}") from None
+        raise unreadable(path, error) from None

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.messages.errors import RunError, reason_of, unreadable
 from hvd_batchgrow.storage.atomic import new_folder
 from hvd_batchgrow.storage.file_lock import locked
 from hvd_batchgrow.storage.strict_json import dump_json
@@ -41,8 +41,7 @@ def file_stamp(*paths: Path) -> list[Any]:
         states = [path.stat() for path in paths]
         names = [str(path.resolve()) for path in paths]
     except (OSError, RuntimeError) as error:  # RuntimeError: symbolic links in a circle
-        place, cause = getattr(error, "filename", paths[0]), getattr(error, "strerror", None) or error
-        raise RunError(f"{place} cannot be read: {cause}") from None
+        raise unreadable(getattr(error, "filename", paths[0]), error) from None
     for path, state in zip(paths, states, strict=True):
         if not stat.S_ISREG(state.st_mode):
             raise RunError(f"{path} is {'a folder' if stat.S_ISDIR(state.st_mode) else 'a pipe or device'}, not a file")
@@ -75,7 +74,7 @@ def cached_arrays(kind: str, identity: str, stamp: Any, build: Callable[[], Arra
                 _write(folder, made_of, _built(build))
                 found = _mapped(folder, made_of)
     except OSError as error:
-        raise RunError(f"cache {folder.parent}: {error.strerror or error}; {_ANOTHER}") from None
+        raise RunError(f"cache {folder.parent}: {reason_of(error)}; {_ANOTHER}") from None
     if found is None:
         raise RunError(f"cache {folder} does not hold what was just written there; {_ANOTHER}")
     return found
@@ -89,7 +88,7 @@ def _own_folder() -> Path:
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.stat()
     except (OSError, ValueError, RecursionError) as error:  # RecursionError: a path of a thousand folders
-        raise RunError(f"cache {folder}: {getattr(error, 'strerror', None) or error}; {_ANOTHER}") from None
+        raise RunError(f"cache {folder}: {reason_of(error)}; {_ANOTHER}") from None
     if status.st_uid != os.geteuid():
         raise RunError(f"cache {folder} belongs to user {status.st_uid}, who could put anything there; {_ANOTHER}")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
@@ -124,7 +123,7 @@ def _built(build: Callable[[], Arrays]) -> Arrays:
     try:
         return build()
     except OSError as error:  # from reading the inputs, not the cache
-        raise RunError(f"{error.filename or 'data'} cannot be read: {error.strerror or error}") from None
+        raise unreadable(error.filename or "data", error) from None
 
 
 def _write(folder: Path, made_of: Any, arrays: Arrays) -> None:

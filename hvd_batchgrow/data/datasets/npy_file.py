@@ -10,7 +10,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.messages.errors import RunError, unreadable
 
 
 def open_npy(path: Path) -> NDArray[Any]:
@@ -34,7 +34,7 @@ def open_npy(path: Path) -> NDArray[Any]:
             raise RunError(f"{path} is empty: {shape} of {dtype}")
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError) as error:  # ValueError: negative numbers in the shape
-        raise RunError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise unreadable(path, error) from None
 
 
 def _read_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:

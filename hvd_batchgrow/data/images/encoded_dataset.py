@@ -33,7 +33,7 @@ from hvd_batchgrow.data.datasets.subset import origin
 from hvd_batchgrow.data.images.decode_rgb import UNDECODABLE, fault_text, open_image, oriented, stored_rgb
 from hvd_batchgrow.data.images.image_header import inspect_image
 from hvd_batchgrow.data.images.image_index import text_at
-from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.messages.errors import RunError, reason_of, unreadable
 
 Bytes = NDArray[np.uint8]
 HEAD_BYTES = 1 << 14
@@ -120,7 +120,7 @@ class EncodedDataset:
             file = self._open(self._path(sample_id))
             data = os.pread(file.descriptor, length, offset)
         except OSError as error:
-            raise BadSample(sample_id, self.locate(sample_id), f"cannot be read: {error.strerror}") from None
+            raise BadSample(sample_id, self.locate(sample_id), f"cannot be read: {reason_of(error)}") from None
         if len(data) != length:
             raise BadSample(sample_id, self.locate(sample_id), f"is truncated: {len(data)} of {length} bytes are left")
         if crc32c(data[:HEAD_BYTES]) != self._index["heads"][sample_id]:
@@ -229,4 +229,4 @@ def reading(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(f"{os.fsdecode(error.filename or place)} cannot be read: {error.strerror or error}") from None
+        raise unreadable(os.fsdecode(error.filename or place), error) from None

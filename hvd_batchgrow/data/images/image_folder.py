@@ -19,6 +19,7 @@ from hvd_batchgrow.config.source_specs import ReportProgress
 from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays
 from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.datasets.section_values import need_root
+from hvd_batchgrow.data.held_out import with_test
 from hvd_batchgrow.data.images.class_folders import EXTENSIONS, Skipped, images_below, is_class_name, is_image_name
 from hvd_batchgrow.data.images.encoded_dataset import (
     NUM_SHOWN,
@@ -32,8 +33,7 @@ from hvd_batchgrow.data.images.encoded_dataset import (
 )
 from hvd_batchgrow.data.images.image_header import bad_header
 from hvd_batchgrow.data.images.image_index import Entry, make_index
-from hvd_batchgrow.data.validation_split import with_test
-from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.messages.errors import RunError, reason_of
 from hvd_batchgrow.messages.wording import counted
 
 _NUM_THREADS = 16
@@ -283,4 +283,4 @@ def _header_of(root: Path, image: Labeled) -> tuple[int, int, int, bool, str, in
         with (root / image.path).open("rb") as file:
             return read_header(file)
     except OSError as error:
-        return *bad_header(f"cannot be read: {error.strerror or error}"), 0
+        return *bad_header(f"cannot be read: {reason_of(error)}"), 0

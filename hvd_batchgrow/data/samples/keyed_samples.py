@@ -10,8 +10,7 @@ from hvd_batchgrow.data.datasets.dataset import Ids
 from hvd_batchgrow.data.order.keyed_generators import sample_words, seed_global_generators, separate_generators
 from hvd_batchgrow.data.samples.collate import SampleFault, collate, split_sample
 from hvd_batchgrow.data.tensor_tree import Tree, form_of
-from hvd_batchgrow.import_string import describe_error
-from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.messages.errors import RunError, describe_error
 
 
 class Request(NamedTuple):

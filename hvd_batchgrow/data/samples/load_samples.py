@@ -15,12 +15,12 @@ from torch.utils.data import IterableDataset
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.task_specs import TargetKind
 from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Datasets
+from hvd_batchgrow.data.held_out import with_test
 from hvd_batchgrow.data.samples.keyed_samples import Drawn, KeyedSamples, Request, drawn_or_raise
 from hvd_batchgrow.data.samples.reproducible import check_reproducible, ids_to_compare
 from hvd_batchgrow.data.samples.sample_dataset import SampleDataset
 from hvd_batchgrow.data.samples.worker_pool import WorkerPool
 from hvd_batchgrow.data.tensor_tree import bit_identical, form_of
-from hvd_batchgrow.data.validation_split import with_test
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.messages.wording import with_article
 

@@ -20,8 +20,8 @@ import torch.multiprocessing  # tensors then travel between processes in shared 
 
 from hvd_batchgrow.comm.launcher_env import LAUNCHER_PREFIXES
 from hvd_batchgrow.data.samples.keyed_samples import Drawn, Failed, KeyedSamples, Request
-from hvd_batchgrow.import_string import describe_error, find_callable
-from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.import_string import find_callable
+from hvd_batchgrow.messages.errors import RunError, describe_error
 
 _GRACE_S = 5.0
 """Time within which a worker must end before it is killed."""

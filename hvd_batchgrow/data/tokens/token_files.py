@@ -12,7 +12,7 @@ from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.cache import file_stamp
 from hvd_batchgrow.data.datasets.npy_file import open_npy
 from hvd_batchgrow.data.datasets.section_values import need_root
-from hvd_batchgrow.messages.errors import Fault, JobError, RunError
+from hvd_batchgrow.messages.errors import Fault, JobError, RunError, unreadable
 from hvd_batchgrow.messages.suggest import near_path
 
 _TYPES = ("uint8", "uint16", "uint32", "int32", "int64")
@@ -80,7 +80,7 @@ def open_tokens(path: Path, token_dtype: str | None) -> NDArray[Any]:
     try:
         return np.asarray(np.memmap(path, dtype, mode="r"))
     except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise unreadable(path, error) from None
 
 
 def _open_npy(path: Path, token_dtype: str | None) -> NDArray[Any]:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.comm.to_device import to_device
+from hvd_batchgrow.nn.activation_checkpointing import is_recomputing
 from hvd_batchgrow.nn.ghost import ghost_operators
 from hvd_batchgrow.nn.ghost.ghost_choice import choose
 from hvd_batchgrow.nn.ghost.ghost_function import KeepSums
-from hvd_batchgrow.nn.recompute import is_recomputing
 
 
 class GhostBatchNorm(nn.Module):

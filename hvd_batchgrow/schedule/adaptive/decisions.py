@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.messages.errors import Fault, JobError, reason_of
 from hvd_batchgrow.storage.regular_files import read_regular
 from hvd_batchgrow.storage.strict_json import dump_json
 
@@ -97,7 +97,7 @@ def read_decisions(path: Path) -> tuple[str | None, tuple[Decision, ...]]:
     try:
         return parse_decisions(read_regular(path).decode(), path)
     except (OSError, UnicodeDecodeError) as error:
-        raise JobError([Fault("", f"cannot be read: {getattr(error, 'strerror', None) or error}")], str(path)) from None
+        raise JobError([Fault("", f"cannot be read: {reason_of(error)}")], str(path)) from None
 
 
 def check_replay(job: Job, where: str) -> None:

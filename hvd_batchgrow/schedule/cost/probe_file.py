@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 
 from hvd_batchgrow.config import DataSection, Job, ModelSection
 from hvd_batchgrow.config.types import PositiveFloat, Section
-from hvd_batchgrow.messages.errors import Fault, JobError, RunError, first_fault, unwritable
+from hvd_batchgrow.messages.errors import Fault, JobError, RunError, first_fault, reason_of, unwritable
 from hvd_batchgrow.storage.atomic import write_atomically
 from hvd_batchgrow.storage.regular_files import read_regular
 
@@ -132,7 +132,7 @@ def load_probe(path: Path) -> Probe:
     try:
         probe = Probe.model_validate_json(read_regular(path))
     except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror or error}; {again}") from None
+        raise RunError(f"{path} cannot be read: {reason_of(error)}; {again}") from None
     except ValidationError as error:
         raise RunError(f"{path} is damaged, or not a probe: {first_fault(error, 'whole file')}; {again}") from None
     if fault := _incomplete(probe):

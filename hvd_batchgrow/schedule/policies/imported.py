@@ -15,8 +15,8 @@ from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.own_code import is_module_name
 from hvd_batchgrow.config.schedules import GrowthKeys
 from hvd_batchgrow.config.types import PositiveFloat, tuples
-from hvd_batchgrow.import_string import NotFound, describe_error, find_callable
-from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.import_string import NotFound, find_callable
+from hvd_batchgrow.messages.errors import Fault, JobError, describe_error
 from hvd_batchgrow.schedule.policy import POLICIES, BatchPolicy
 from hvd_batchgrow.schedule.rounding import decimal
 from hvd_batchgrow.schedule.stages import Stage, Start

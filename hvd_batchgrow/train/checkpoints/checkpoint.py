@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hvd_batchgrow.comm.broadcast_object import broadcast_object
 from hvd_batchgrow.comm.ranks import Ranks
-from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.messages.errors import RunError, reason_of
 from hvd_batchgrow.storage.atomic import sync, write_atomically
 from hvd_batchgrow.storage.regular_files import read_regular
 from hvd_batchgrow.train.checkpoints.best import best_name, remove_superseded
@@ -118,7 +118,7 @@ def _reported(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(f"checkpoint {path} could not be written: {error.strerror or error}") from error
+        raise RunError(f"checkpoint {path} could not be written: {reason_of(error)}") from error
 
 
 def _remove_old(folder: Path, newest: Checkpoint, keep: int, kept: set[int]) -> None:
@@ -152,7 +152,7 @@ def newest_good(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         try:
             return Checkpoint.from_bytes(read_regular(path)), skipped
         except (OSError, RunError) as error:
-            skipped.append(f"{path}: {getattr(error, 'strerror', None) or error}")
+            skipped.append(f"{path}: {reason_of(error)}")
     if skipped:
         raise RunError("no good checkpoint is left:\n  " + "\n  ".join(skipped))
     return None, skipped
@@ -169,7 +169,7 @@ def checkpoint_at(folder: Path, samples: int) -> Checkpoint:
         return Checkpoint.from_bytes(read_regular(path))
     except (OSError, RunError) as error:
         others = ", ".join(f"{saved:,}" for saved in saved_samples(folder) if saved != samples) or "no other sample"
-        fault = f"{path} cannot be used: {getattr(error, 'strerror', None) or error}"
+        fault = f"{path} cannot be used: {reason_of(error)}"
         raise RunError(f"{fault}; checkpoints exist at {others}") from None
 
 

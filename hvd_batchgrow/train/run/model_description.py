@@ -16,7 +16,7 @@ from hvd_batchgrow.config.task_specs import TASKS, Answer, Direction, TargetKind
 from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.pipeline.crops import CenterCrop
 from hvd_batchgrow.data.pipeline.reader import testing_augment
-from hvd_batchgrow.messages.errors import Fault, JobError, RunError, first_fault
+from hvd_batchgrow.messages.errors import Fault, JobError, RunError, first_fault, unreadable
 from hvd_batchgrow.messages.suggest import near_run
 from hvd_batchgrow.storage.regular_files import read_regular
 from hvd_batchgrow.tasks.load_task import load_own_task, target_of
@@ -225,4 +225,4 @@ def read_description(run: Path) -> ModelDescription:
         remedy = f"resume the run once, which writes it: {shlex.join(words)}"
         raise RunError(f"{path} is missing, because an older version trained this run; {remedy}") from None
     except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise unreadable(path, error) from None

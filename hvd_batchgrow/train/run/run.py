@@ -66,7 +66,7 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
-class Place:
+class RankResources:
     """What a rank trains on, whatever the job."""
 
     source: Datasets
@@ -108,13 +108,13 @@ def run_job(
         stack.callback(source.close)
         placement = prepare_rank(job, ranks)
         hardware = hardware_of(ranks, placement.device, placement.gpus_per_host)
-        place = Place(source, placement.device, hardware, tuple(placement.notes))
+        resources = RankResources(source, placement.device, hardware, tuple(placement.notes))
         options = replace(options, fork=None, fork_from=options.origin(loaded.name))
         return _train_in_folder(
             (plan, shown),
             ranks,
             options,
-            place,
+            resources,
             report=report,
             make_observers=lambda: make_observers(job),
             stop=stop,
@@ -126,7 +126,7 @@ def _train_in_folder(
     plans: tuple[Plan, Plan],
     ranks: Ranks,
     options: RunOptions,
-    place: Place,
+    resources: RankResources,
     *,
     report: ReportProgress,
     make_observers: Callable[[], Sequence[Observer]],
@@ -140,7 +140,7 @@ def _train_in_folder(
         plans: from `plan_for_ranks`.
         parent: the heartbeat of the run that trains this one as a branch; None: this is not a branch.
     """
-    (plan, shown), source = plans, place.source
+    (plan, shown), source = plans, resources.source
     job, folder, requested_resume = shown.job, options.runs_dir / shown.job.name, options.resume
     if folder.is_symlink():
         folder = folder.resolve()  # --overwrite replaces the real folder
@@ -152,7 +152,7 @@ def _train_in_folder(
         observers = ranks.run_on_rank0(make_observers) or ()
         # Before the folder is opened: if the network cannot be built, --overwrite must not remove the old run.
         pretrained = job.model.pretrained is not None and not _has_checkpoint(folder, options, elastic, ranks)
-        parts = TrainingParts(job, source, ranks, place.device, pretrained=pretrained, heartbeat=parent)
+        parts = TrainingParts(job, source, ranks, resources.device, pretrained=pretrained, heartbeat=parent)
         if ranks.rank == 0:
             stack.enter_context(removed_if_unused(folder, elastic, overwrite=options.overwrite))
         ranks.run_on_rank0(lambda: elastic.write_if_newer(folder))
@@ -161,7 +161,7 @@ def _train_in_folder(
             job,
             shown,
             ranks,
-            place.hardware,
+            resources.hardware,
             resume=options.resume,
             overwrite=options.overwrite,
             origin=options.fork_from,
@@ -175,7 +175,7 @@ def _train_in_folder(
             stack.enter_context(error_recorded(folder))
         ranks.run_on_all(lambda: check_reached(plan, options.phases, checkpoint, folder))
         notes += ranks.run_on_rank0(lambda: notes_on_gaps(folder, plan, checkpoint, elastic)) or []
-        notes += [*place.notes, *plan.notes, *notes_on_data(source), *notes_on_network(parts)]
+        notes += [*resources.notes, *plan.notes, *notes_on_data(source), *notes_on_network(parts)]
         notes += notes_on_ranks(plan, ranks.size) if options.phases is None else []
         notes += notes_on_restarts(os.environ, plan, job, ranks.size, resume=requested_resume)
         trainer = Trainer(
@@ -184,26 +184,26 @@ def _train_in_folder(
             ranks,
             folder,
             observers,
-            hardware=place.hardware,
+            hardware=resources.hardware,
             elastic=elastic,
             max_updates=options.max_updates,
             end_samples=end_of(plan, options.phases),
             is_branch=parent is not None,
         )
-        trainer.rounds = _branch_rounds(trainer, place)
+        trainer.rounds = _branch_rounds(trainer, resources)
         return trainer.run(stop, checkpoint, notes, options.replay)
 
 
-def _branch_rounds(trainer: Trainer, place: Place) -> BranchRounds | None:
+def _branch_rounds(trainer: Trainer, resources: RankResources) -> BranchRounds | None:
     """Return what trains the branches of a run; None: its trigger trains none."""
     if not trainer.job.trigger.trains_branches:
         return None
-    train = partial(_train_branch, place, trainer.plan.num_samples, trainer)
+    train = partial(_train_branch, resources, trainer.plan.num_samples, trainer)
     return BranchRounds(trainer.folder, trainer.observers, train, trainer.parts.heartbeat)
 
 
 def _train_branch(
-    place: Place, num_samples: int, trainer: Trainer, work: Mapping[str, Any], ranks: Ranks, stop: Stop
+    resources: RankResources, num_samples: int, trainer: Trainer, work: Mapping[str, Any], ranks: Ranks, stop: Stop
 ) -> RunEnded:
     """Train a branch of a run that pauses, or resume it. All ranks call it together with the same `Branch.work`.
 
@@ -213,13 +213,13 @@ def _train_branch(
     plan = compile_plan(job, ranks.size, num_samples)
     origin = None if exists else Origin(Path(work["origin"]), work["start"])
     options = RunOptions(Path(work["runs_dir"]), resume=exists, fork_from=origin)
-    devices = [place.device] if place.device.type == "cuda" else []
+    devices = [resources.device] if resources.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         ended = _train_in_folder(
             (plan, plan),
             ranks,
             options,
-            replace(place, notes=()),
+            replace(resources, notes=()),
             report=lambda *_: None,
             make_observers=trainer.observers.for_branch,
             stop=stop,

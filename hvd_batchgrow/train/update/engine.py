@@ -25,7 +25,7 @@ from hvd_batchgrow.tasks.classification import Classification
 from hvd_batchgrow.tasks.task import Losses
 from hvd_batchgrow.train.liveness.watchdog import WAITING
 from hvd_batchgrow.train.update.changing_buffers import ChangingBuffers
-from hvd_batchgrow.train.update.exact import check_range
+from hvd_batchgrow.train.update.exact_sums import check_range
 from hvd_batchgrow.train.update.forward import Forward, MicroBatch, check_losses, forward_of
 from hvd_batchgrow.train.update.gradient_noise import NoiseEstimate
 from hvd_batchgrow.train.update.gradient_norms import GradientNorms

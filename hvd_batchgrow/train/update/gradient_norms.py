@@ -15,7 +15,7 @@ from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.comm.to_device import to_device
 from hvd_batchgrow.nn.norm_gradients import NormGradients
 from hvd_batchgrow.nn.parameters import gradient_strides
-from hvd_batchgrow.train.update import exact as exact_sums
+from hvd_batchgrow.train.update import exact_sums
 from hvd_batchgrow.train.update.gradient_noise import NoiseEstimate, estimate
 
 _ROW = 1024

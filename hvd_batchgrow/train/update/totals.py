@@ -18,7 +18,7 @@ from hvd_batchgrow.data.order.order_digest import from_halves, to_halves
 from hvd_batchgrow.data.order.splitmix import mix
 from hvd_batchgrow.nn.ghost.norm_group import NormGroup
 from hvd_batchgrow.tasks.task import Losses
-from hvd_batchgrow.train.update.exact import join_unchecked, largest, split
+from hvd_batchgrow.train.update.exact_sums import join_unchecked, largest, split
 from hvd_batchgrow.train.update.forward import MicroBatch
 
 _WEIGHT_UNIT = 2.0**-24

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def paused_collector() -> Iterator[None]:
+def paused_gc() -> Iterator[None]:
     """Pause the garbage collector while modules are imported: it finds nothing, and takes a twentieth of the time.
 
     If torch is imported meanwhile, later collections do not visit what exists at the end: nearly all of it is modules.

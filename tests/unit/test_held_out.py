@@ -15,11 +15,11 @@ import torch
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.dataset import ArrayDataset, BadSample, Datasets, raise_bad
 from hvd_batchgrow.data.datasets.subset import origin
+from hvd_batchgrow.data.held_out import held_out_ids, with_test, with_validation
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.pipeline.reader import Reader
 from hvd_batchgrow.data.source_checks import known_num_samples
-from hvd_batchgrow.data.validation_split import held_out_ids, with_test, with_validation
 from hvd_batchgrow.messages.errors import JobError
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train.run.notes import notes_on_data

@@ -8,7 +8,7 @@ from functools import reduce
 import pytest
 import torch
 
-from hvd_batchgrow.train.update.exact import LIMIT, join, split
+from hvd_batchgrow.train.update.exact_sums import LIMIT, join, split
 
 
 def values(count: int = 4000) -> torch.Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hvd_batchgrow.cli.collector import paused_collector
+from hvd_batchgrow.cli.paused_gc import paused_gc
 
 
 @pytest.fixture(autouse=True)
@@ -20,17 +20,17 @@ def _collecting() -> Iterator[None]:
 
 
 def test_it_is_paused_and_then_runs_again_also_after_a_failure() -> None:
-    with paused_collector():
+    with paused_gc():
         assert not gc.isenabled()
     assert gc.isenabled()
-    with pytest.raises(ImportError), paused_collector():
+    with pytest.raises(ImportError), paused_gc():
         raise ImportError
     assert gc.isenabled()
 
 
 def test_it_stays_off_where_the_caller_has_switched_it_off() -> None:
     gc.disable()
-    with paused_collector():
+    with paused_gc():
         pass
     assert not gc.isenabled()
 
@@ -43,6 +43,6 @@ def test_it_skips_what_exists_after_the_first_import_of_torch_alone(
     torch = sys.modules["torch"]
     if not is_imported:
         monkeypatch.delitem(sys.modules, "torch")
-    with paused_collector():
+    with paused_gc():
         sys.modules["torch"] = torch
     assert (gc.get_freeze_count() > 0) == (not is_imported)

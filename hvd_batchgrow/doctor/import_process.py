@@ -16,7 +16,7 @@ from hvd_batchgrow.doctor.check import Facts
 
 
 def imported_facts(parts: Sequence[str], timeout_s: float) -> dict[str, Facts]:
-    """Return the facts of parts of `imports.py`.
+    """Return the facts of parts of `import_child.py`.
 
     If the process crashes in a part, that part has an error, and a new process continues with the next one. If it
     hangs until no time is left, it is killed, and the parts after it have an error too.
@@ -50,7 +50,8 @@ def _run(parts: Sequence[str], timeout_s: float) -> tuple[list[tuple[str, Facts 
     # The variables of the launcher would make this process a rank.
     environment = without_launcher(os.environ)
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "hvd_batchgrow.doctor.imports", *parts],
+
+        [sys.executable, "-P", "-m", "hvd_batchgrow.doctor.import_child", *parts],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -1,9 +1,9 @@
 """A process that imports the packages that training needs, and reports their versions and builds.
 
-python -m hvd_batchgrow.doctor.imports PART ...
+python -m hvd_batchgrow.doctor.import_child PART ...
 
 Each part is one line of JSON, [PART, facts], after a line [PART, null] when its import begins. So the parent
-process (`imported.py`) knows which import has crashed or hangs.
+process (`import_process.py`) knows which import has crashed or hangs.
 """
 
 from __future__ import annotations
