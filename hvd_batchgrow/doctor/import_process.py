@@ -50,7 +50,6 @@ def _run(parts: Sequence[str], timeout_s: float) -> tuple[list[tuple[str, Facts 
     # The variables of the launcher would make this process a rank.
     environment = without_launcher(os.environ)
     process = subprocess.Popen(
-
         [sys.executable, "-P", "-m", "hvd_batchgrow.doctor.import_child", *parts],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

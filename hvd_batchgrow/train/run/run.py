@@ -21,7 +21,7 @@ from hvd_batchgrow.data.datasets.fingerprint import fingerprint
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.train.branch_rounds import BranchRounds
-from hvd_batchgrow.train.checkpoints.checkpoint import checkpoint_paths
+from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_paths
 from hvd_batchgrow.train.checkpoints.compatibility import check_fits
 from hvd_batchgrow.train.checkpoints.elastic_state import ElasticState
 from hvd_batchgrow.train.elastic import free_device_memory
@@ -140,44 +140,17 @@ def _train_in_folder(
         plans: from `plan_for_ranks`.
         parent: the heartbeat of the run that trains this one as a branch; None: this is not a branch.
     """
-    (plan, shown), source = plans, resources.source
-    job, folder, requested_resume = shown.job, options.runs_dir / shown.job.name, options.resume
+    plan, shown = plans
+    folder = options.runs_dir / shown.job.name
     if folder.is_symlink():
         folder = folder.resolve()  # --overwrite replaces the real folder
     with RunLock(folder) as lock, ExitStack() as stack:
         ranks.run_on_rank0(lambda: lock.take(report, LOCK_WAIT_S if ranks.restarts else 0.0))
-        agents = agents_of(ranks)
-        if agents and parent is None and ranks.any(flag=ranks.rank == 0 and is_restart(folder, agents)):
-            options = replace(options, resume=True, overwrite=False, fork_from=None)
         observers = ranks.run_on_rank0(make_observers) or ()
-        # Before the folder is opened: if the network cannot be built, --overwrite must not remove the old run.
-        pretrained = job.model.pretrained is not None and not _has_checkpoint(folder, options, elastic, ranks)
-        parts = TrainingParts(job, source, ranks, resources.device, pretrained=pretrained, heartbeat=parent)
-        if ranks.rank == 0:
-            stack.enter_context(removed_if_unused(folder, elastic, overwrite=options.overwrite))
-        ranks.run_on_rank0(lambda: elastic.write_if_newer(folder))
-        checkpoint, notes = open_run(
-            folder,
-            job,
-            shown,
-            ranks,
-            resources.hardware,
-            resume=options.resume,
-            overwrite=options.overwrite,
-            origin=options.fork_from,
-            check=lambda checkpoint: check_fits(checkpoint, parts.model, parts.optimizer, folder),
-            pretrained=parts.pretrained,
-            schema=ranks.run_on_rank0(lambda: {**fingerprint(source), **source.schema}),
-            description=ranks.run_on_all(lambda: describe_model(job, source)),
-            agents=agents,
-        )
-        if ranks.rank == 0:
-            stack.enter_context(error_recorded(folder))
+        parts, checkpoint, notes = _open(folder, stack, shown, ranks, options, resources, elastic, parent)
         ranks.run_on_all(lambda: check_reached(plan, options.phases, checkpoint, folder))
         notes += ranks.run_on_rank0(lambda: notes_on_gaps(folder, plan, checkpoint, elastic)) or []
-        notes += [*resources.notes, *plan.notes, *notes_on_data(source), *notes_on_network(parts)]
-        notes += notes_on_ranks(plan, ranks.size) if options.phases is None else []
-        notes += notes_on_restarts(os.environ, plan, job, ranks.size, resume=requested_resume)
+        notes += _start_notes(plan, ranks, options, resources, parts)
         trainer = Trainer(
             parts,
             plan,
@@ -192,6 +165,69 @@ def _train_in_folder(
         )
         trainer.rounds = _branch_rounds(trainer, resources)
         return trainer.run(stop, checkpoint, notes, options.replay)
+
+
+def _open(
+    folder: Path,
+    stack: ExitStack,
+    plan: Plan,
+    ranks: Ranks,
+    options: RunOptions,
+    resources: RankResources,
+    elastic: ElasticState,
+    parent: Heartbeat | None,
+) -> tuple[TrainingParts, Checkpoint | None, list[str]]:
+    """Build what trains, then open the locked run folder.
+
+    Args:
+        folder: runs/NAME.
+        stack: on rank 0, closes the folder: it removes an unused one, and records an error in another.
+        plan: of the job as the user wrote it.
+        ranks: all ranks call this together.
+        options: what to do with a run that exists.
+        resources: of this rank.
+        elastic: its checkpoint is written to the folder, if it is newer.
+        parent: see `_train_in_folder`.
+
+    Returns:
+        the parts; the checkpoint to resume from, None: start from the beginning; and notes for the user.
+    """
+    job, source, agents = plan.job, resources.source, agents_of(ranks)
+    if agents and parent is None and ranks.any(flag=ranks.rank == 0 and is_restart(folder, agents)):
+        options = replace(options, resume=True, overwrite=False, fork_from=None)
+    # Before the folder is opened: if the network cannot be built, --overwrite must not remove the old run.
+    pretrained = job.model.pretrained is not None and not _has_checkpoint(folder, options, elastic, ranks)
+    parts = TrainingParts(job, source, ranks, resources.device, pretrained=pretrained, heartbeat=parent)
+    if ranks.rank == 0:
+        stack.enter_context(removed_if_unused(folder, elastic, overwrite=options.overwrite))
+    ranks.run_on_rank0(lambda: elastic.write_if_newer(folder))
+    checkpoint, notes = open_run(
+        folder,
+        job,
+        plan,
+        ranks,
+        resources.hardware,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        origin=options.fork_from,
+        check=lambda checkpoint: check_fits(checkpoint, parts.model, parts.optimizer, folder),
+        pretrained=parts.pretrained,
+        schema=ranks.run_on_rank0(lambda: {**fingerprint(source), **source.schema}),
+        description=ranks.run_on_all(lambda: describe_model(job, source)),
+        agents=agents,
+    )
+    if ranks.rank == 0:
+        stack.enter_context(error_recorded(folder))
+    return parts, checkpoint, notes
+
+
+def _start_notes(
+    plan: Plan, ranks: Ranks, options: RunOptions, resources: RankResources, parts: TrainingParts
+) -> list[str]:
+    """Return what the user should know before training starts, other than on the records."""
+    notes = [*resources.notes, *plan.notes, *notes_on_data(resources.source), *notes_on_network(parts)]
+    notes += notes_on_ranks(plan, ranks.size) if options.phases is None else []
+    return notes + notes_on_restarts(os.environ, plan, parts.job, ranks.size, resume=options.resume)
 
 
 def _branch_rounds(trainer: Trainer, resources: RankResources) -> BranchRounds | None:
