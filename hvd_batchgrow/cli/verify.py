@@ -24,7 +24,7 @@ class VerifyCommand(RanksCommand):
     """Run a few updates under several layouts, as real processes, and compare the weights with plain autograd's."""
 
     layouts: str | None = None
-    """Comma-separated RANKSxPASSESxMICRO-BATCH of the first phase's batch; by default several with 1 to 4 ranks."""
+    """Comma-separated RANKSxACCUMULATIONxMICRO-BATCH of the first phase's batch; default: several with 1 to 4 ranks."""
     updates: PositiveInt = 2
     """Number of updates. Rounding grows from one update to the next, so a small number shows more than a large one."""
 
@@ -44,12 +44,12 @@ class VerifyCommand(RanksCommand):
         job = self.load(overrides)
         job = job.model_copy(update={"layout": job.layout.grown_by("accumulation")})  # like the run of each layout
         overrides = {key: value for key, value in overrides.items() if key not in _OF_GROWTH}
-        phase, group = compile_plan(job, 1, known_num_samples(job.data)).schedule.phases[0], job.model.ghost_batch
+        phase, ghost_batch = compile_plan(job, 1, known_num_samples(job.data)).schedule.phases[0], job.model.ghost_batch
         exact = job.layout.exact
         shapes = (
-            parse_shapes(self.layouts, phase.global_batch, group, exact=exact)
+            parse_shapes(self.layouts, phase.global_batch, ghost_batch, exact=exact)
             if self.layouts
-            else default_shapes(phase.global_batch, group, exact=exact)
+            else default_shapes(phase.global_batch, ghost_batch, exact=exact)
         )
         console = terminal(sys.stderr)
         most, num_gpus = max(shape.ranks for shape in shapes), len(visible_gpus().uuids)

@@ -311,10 +311,10 @@ class Job(Section):
     @property
     def micro_batch_limit(self) -> int:
         """Largest micro-batch: samples of one forward and backward pass on one rank."""
-        group = self.model.ghost_batch
+        ghost_batch = self.model.ghost_batch
         if self.layout.exact:
-            return group
-        return self.layout.max_micro_batch or max(1, 128 // group) * group
+            return ghost_batch
+        return self.layout.max_micro_batch or max(1, 128 // ghost_batch) * ghost_batch
 
     @property
     def is_adaptive(self) -> bool:

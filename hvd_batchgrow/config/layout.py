@@ -15,7 +15,7 @@ KEYS_OF_GROW_BY: dict[str, tuple[str, ...]] = {
 }
 """Keys of `[layout]` that only some values of `grow_by` use."""
 
-MOST_EXACT_GROUPS = 1 << 20
+MOST_EXACT_GHOST_BATCHES = 1 << 20
 """Most ghost batches of an update with `exact`."""
 
 

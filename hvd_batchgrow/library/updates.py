@@ -115,12 +115,14 @@ def updates(plan: Plan, seed: int, rank: int = 0, num_ranks: int = 1, *, start_s
     """
     check_ranks(plan, rank, num_ranks)
     check_boundary(plan.schedule, start_samples)
-    stream, samples, group = Stream(plan.num_samples, seed), start_samples, plan.ghost_batch
+    stream, samples, ghost_batch = Stream(plan.num_samples, seed), start_samples, plan.ghost_batch
     while samples < plan.schedule.end_samples:
         phase, layout = plan.schedule.at(samples), plan.layouts[plan.schedule.index_at(samples)]
-        micro_batches = micro_batches_of_rank(samples, phase.global_batch, group, layout.micro_batch, rank, num_ranks)
-        share = tuple(_planned(stream, seed, samples, slots, group) for slots in micro_batches)
-        yield Update(samples, phase, phase.global_batch // group, share)
+        micro_batches = micro_batches_of_rank(
+            samples, phase.global_batch, ghost_batch, layout.micro_batch, rank, num_ranks
+        )
+        share = tuple(_planned(stream, seed, samples, slots, ghost_batch) for slots in micro_batches)
+        yield Update(samples, phase, phase.global_batch // ghost_batch, share)
         samples += phase.global_batch
 
 
@@ -146,7 +148,7 @@ def check_boundary(schedule: Schedule, samples: int) -> None:
         )
 
 
-def _planned(stream: Stream, seed: int, samples: int, slots: tuple[int, ...], group: int) -> PlannedMicroBatch:
-    starts = samples + group * np.array(slots)
-    epochs, ids = stream.at((starts[:, None] + np.arange(group)).reshape(-1))
+def _planned(stream: Stream, seed: int, samples: int, slots: tuple[int, ...], ghost_batch: int) -> PlannedMicroBatch:
+    starts = samples + ghost_batch * np.array(slots)
+    epochs, ids = stream.at((starts[:, None] + np.arange(ghost_batch)).reshape(-1))
     return PlannedMicroBatch(slots, epochs, ids, sample_keys(seed, epochs, ids))

@@ -140,10 +140,10 @@ def check_norm_layers(job: Job, model: nn.Module, form: InputForm) -> None:
         why = str(error) if isinstance(error, ValueError) else describe_error(error)
         fault = f"'norm_layers' is not possible with {job.model.name}: {why}; use 'micro_batches'"
         raise JobError([Fault("gradient_noise.estimator", fault)], job.name) from error
-    batch, group = half_up(job.schedule.enlarged_batch), job.model.ghost_batch
-    if recorder.unit == "ghost batch" and batch <= group and job.trigger.measures_gradients:
-        fault = f"{batch} is one ghost batch, so the norm layers have one gradient: tr(Σ) needs two; use >= {2 * group}"
-        raise JobError([Fault("schedule.global_batch", fault)], job.name)
+    batch, ghost_batch = half_up(job.schedule.enlarged_batch), job.model.ghost_batch
+    if recorder.unit == "ghost batch" and batch <= ghost_batch and job.trigger.measures_gradients:
+        fault = f"{batch} is one ghost batch, so the norm layers have one gradient: tr(Σ) needs two"
+        raise JobError([Fault("schedule.global_batch", f"{fault}; use >= {2 * ghost_batch}")], job.name)
 
 
 def hazards(job: Job, model: nn.Module, form: InputForm) -> list[str]:

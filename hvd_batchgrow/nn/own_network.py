@@ -168,19 +168,19 @@ def _lazy_paths(network: nn.Module) -> list[str]:
 def _with_ghost_norms(job: Job, made: nn.Module) -> nn.Module:
     if not any(parameter.requires_grad for parameter in made.parameters()):
         raise _refusal(job, f"{job.model.name} has no parameters to train")
-    group = job.model.ghost_batch
+    ghost_batch = job.model.ghost_batch
     try:
-        network = convert_ghost_batch_norm(made, group, momentum=job.model.bn_momentum)
+        network = convert_ghost_batch_norm(made, ghost_batch, momentum=job.model.bn_momentum)
     except ValueError as error:
         raise _refusal(job, f"{job.model.name}: {_in_one_line(error)}") from error
     for norm in ghost_norms(network):
-        if group == 1:
+        if ghost_batch == 1:
             raise JobError([Fault("model.ghost_batch", single_sample_fault(job.model.name))], job.name)
-        if norm.ghost_batch != group:
+        if norm.ghost_batch != ghost_batch:
             raise _refusal(
                 job,
                 f"{job.model.name} has a ghost norm of {norm.ghost_batch} samples; all ghost norms must have "
-                f"model.ghost_batch = {group}",
+                f"model.ghost_batch = {ghost_batch}",
             )
     return network
 

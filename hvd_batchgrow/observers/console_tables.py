@@ -72,7 +72,7 @@ def plan_table(plan: Plan) -> Table:
         f"{plan.job.name}: {samples}, ghost batch {plan.ghost_batch}, ranks: {plan.peak_ranks}",
         (
             *("phase", "from\nepoch", "samples", "updates", "lr", "momentum", "batch", "requested\nbatch"),
-            *("ranks × passes\n× micro-batch", "ghost\nbatches", "noise\nscale"),
+            *("ranks ×\naccumulation ×\nmicro-batch", "ghost\nbatches", "noise\nscale"),
         ),
     )
     for index, (phase, layout) in enumerate(zip(plan.schedule.phases, plan.layouts, strict=True), start=1):
@@ -237,7 +237,7 @@ def audit_table(result: Audit) -> Table:
 def print_verify(console: PlainConsole, job: Job, results: Sequence[Compared], num_updates: int) -> None:
     """Print how far the weights of each layout are from those of plain autograd, with a legend."""
     exact = job.layout.exact
-    headings = ("ranks × passes\n× micro-batch", "weights", "difference", "limit", "tensor", "")
+    headings = ("ranks ×\naccumulation ×\nmicro-batch", "weights", "difference", "limit", "tensor", "")
     title = f"{job.name}: {counted(num_updates, 'update')}, {'exact' if exact else 'fast'} mode"
     table = number_table(title, headings)
     for column in table.columns[-2:]:

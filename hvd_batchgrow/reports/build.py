@@ -98,8 +98,8 @@ _RAISED = (
     "beside those that do not."
 )
 _PHASES = (
-    "Layout: ranks × passes × micro-batch. Time is that of the updates. A phase that is not done has the time that it "
-    "needs at its own speed so far."
+    "Layout: ranks × accumulation × micro-batch. Time is that of the updates. A phase that is not done has the time "
+    "that it needs at its own speed so far."
 )
 _NOISE = (
     "The noise scale g of the schedule, as its plan has it: ε N / (B (1 − m)); with exact_noise, ε (N/B − 1) / "

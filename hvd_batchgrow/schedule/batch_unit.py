@@ -17,14 +17,14 @@ def unit_faults(job: Job, start: Start, ranks: int) -> Iterator[Fault]:
         start: its start, with the unit.
         ranks: R; 1 if only ghost batches must stay whole.
     """
-    group, unit, first, cap = job.model.ghost_batch, start.batch_unit, job.schedule.first_batch, start.max_batch
-    every = group if job.layout.uneven_ranks or job.layout.grow_by == "ranks" else group * max(1, ranks)
+    ghost_batch, unit, first, cap = job.model.ghost_batch, start.batch_unit, job.schedule.first_batch, start.max_batch
+    every = ghost_batch if job.layout.uneven_ranks or job.layout.grow_by == "ranks" else ghost_batch * max(1, ranks)
     if unit % every:
         lower = unit // every * every
         nearest = f"{lower} or {lower + every}" if lower else f"{every}"
-        why = f"ghost batches of {group}" + (f" on {ranks} ranks" if every != group else "")
+        why = f"ghost batches of {ghost_batch}" + (f" on {ranks} ranks" if every != ghost_batch else "")
         fault = f"{unit} = {unit / every:.2f} × {every}, {why}; nearest: {nearest}"
-        uneven = "" if every == group else "; or layout.uneven_ranks = true"
+        uneven = "" if every == ghost_batch else "; or layout.uneven_ranks = true"
         is_stated = job.schedule.stated_unit is not None or unit != first
         yield Fault(f"schedule.{'batch_multiple' if is_stated else 'global_batch'}", fault + uneven)
     if first % unit:

@@ -20,59 +20,61 @@ class Layout:
     """Whether some ranks hold one ghost batch more than others."""
 
 
-def form_layout(global_batch: int, ranks: int, group: int, max_micro_batch: int, *, uneven_ranks: bool) -> Layout:
+def form_layout(global_batch: int, ranks: int, ghost_batch: int, max_micro_batch: int, *, uneven_ranks: bool) -> Layout:
     """Divide a global batch into ranks and micro-batches: as few equal micro-batches as possible.
 
     Args:
         global_batch: B, samples of one update.
         ranks: R.
-        group: γ, samples of a ghost batch, which is never cut.
+        ghost_batch: γ, samples of a ghost batch, which is never cut.
         max_micro_batch: most samples of one forward and backward pass.
         uneven_ranks: whether ranks may hold different numbers of ghost batches.
 
     Raises:
         ValueError: the layout cannot be formed; the message has the arithmetic and the nearest valid values.
     """
-    groups, rest = divmod(global_batch, group)
+    num_ghost_batches, rest = divmod(global_batch, ghost_batch)
     if rest:
-        raise ValueError(f"global batch {cut_groups(global_batch, group)}")
-    if max_micro_batch % group:
-        raise ValueError(f"max_micro_batch {cut_groups(max_micro_batch, group)}")
-    if groups < ranks:
+        raise ValueError(f"global batch {cut_ghost_batches(global_batch, ghost_batch)}")
+    if max_micro_batch % ghost_batch:
+        raise ValueError(f"max_micro_batch {cut_ghost_batches(max_micro_batch, ghost_batch)}")
+    if num_ghost_batches < ranks:
         raise ValueError(
-            f"global batch {global_batch} = {groups} ghost batches of {group} for {ranks} ranks: "
-            f"{ranks - groups} would have nothing to do; nearest: {ranks * group}, or {groups} ranks"
+            f"global batch {global_batch} = {num_ghost_batches} ghost batches of {ghost_batch} for {ranks} ranks: "
+            f"{ranks - num_ghost_batches} would have nothing to do; "
+            f"nearest: {ranks * ghost_batch}, or {num_ghost_batches} ranks"
         )
-    if groups % ranks and not uneven_ranks:
-        raise ValueError(_indivisible(global_batch, ranks, group))
-    return _equal_passes(groups, ranks, group, max_micro_batch)
+    if num_ghost_batches % ranks and not uneven_ranks:
+        raise ValueError(_indivisible(global_batch, ranks, ghost_batch))
+    return _equal_passes(num_ghost_batches, ranks, ghost_batch, max_micro_batch)
 
 
-def _equal_passes(groups: int, ranks: int, group: int, max_micro_batch: int) -> Layout:
-    most = -(-groups // ranks)
-    limit = min(most, max_micro_batch // group)
-    if groups % ranks:
+def _equal_passes(num_ghost_batches: int, ranks: int, ghost_batch: int, max_micro_batch: int) -> Layout:
+    most = -(-num_ghost_batches // ranks)
+    limit = min(most, max_micro_batch // ghost_batch)
+    if num_ghost_batches % ranks:
         # Ranks differ anyway, so the last micro-batch may be short.
-        return Layout(ranks, -(-most // limit), limit * group, uneven_ranks=True)
+        return Layout(ranks, -(-most // limit), limit * ghost_batch, uneven_ranks=True)
     per_pass = next(size for size in range(limit, 0, -1) if most % size == 0)
-    return Layout(ranks, most // per_pass, per_pass * group, uneven_ranks=False)
+    return Layout(ranks, most // per_pass, per_pass * ghost_batch, uneven_ranks=False)
 
 
-def _indivisible(global_batch: int, ranks: int, group: int) -> str:
-    groups = global_batch // group
-    lower, upper = _neighbors(global_batch, ranks * group)
-    nearest_ranks = sorted(sorted(divisors(groups, 4 * ranks), key=lambda n: abs(n - ranks))[:3])
+def _indivisible(global_batch: int, ranks: int, ghost_batch: int) -> str:
+    num_ghost_batches = global_batch // ghost_batch
+    lower, upper = _neighbors(global_batch, ranks * ghost_batch)
+    nearest_ranks = sorted(sorted(divisors(num_ghost_batches, 4 * ranks), key=lambda n: abs(n - ranks))[:3])
     return (
-        f"global batch {global_batch} = {ranks} ranks × {groups / ranks:.2f} ghost batches of {group}; "
-        f"nearest: {lower}{upper}; or {', '.join(map(str, nearest_ranks))} ranks; "
+        f"global batch {global_batch} = {ranks} ranks × {num_ghost_batches / ranks:.2f} ghost batches of {ghost_batch}"
+        f"; nearest: {lower}{upper}; or {', '.join(map(str, nearest_ranks))} ranks; "
         "or layout.uneven_ranks = true"
     )
 
 
-def cut_groups(samples: int, group: int) -> str:
+def cut_ghost_batches(samples: int, ghost_batch: int) -> str:
     """Return the fault of a number of samples that is not whole ghost batches, with the nearest valid numbers."""
-    lower, upper = _neighbors(samples, group)
-    return f"{samples} = {samples / group:.2f} ghost batches of {group}, which are never cut; nearest: {lower}{upper}"
+    lower, upper = _neighbors(samples, ghost_batch)
+    count = f"{samples} = {samples / ghost_batch:.2f} ghost batches of {ghost_batch}"
+    return f"{count}, which are never cut; nearest: {lower}{upper}"
 
 
 def _neighbors(value: int, unit: int) -> tuple[str, str]:
@@ -93,7 +95,7 @@ def divisors(number: int, most: int) -> list[int]:
 
 
 def ranks_for_full_passes(
-    global_batch: int, max_ranks: int, group: int, max_micro_batch: int, *, uneven_ranks: bool
+    global_batch: int, max_ranks: int, ghost_batch: int, max_micro_batch: int, *, uneven_ranks: bool
 ) -> int:
     """Return the most ranks that each get at least one full micro-batch of a global batch; at least 1.
 
@@ -101,6 +103,6 @@ def ranks_for_full_passes(
     """
     return next(
         formable_ranks(
-            global_batch // group, min(max_ranks, global_batch // max_micro_batch), uneven_ranks=uneven_ranks
+            global_batch // ghost_batch, min(max_ranks, global_batch // max_micro_batch), uneven_ranks=uneven_ranks
         )
     )

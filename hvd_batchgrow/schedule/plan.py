@@ -170,10 +170,10 @@ def compile_plan(
 
 def _ranks_lost(k: int, before: int, now: int, phase: Phase, plan: Plan) -> str | None:
     """Return a note if a batch is large enough for the ranks of the phase before but not divisible by them."""
-    group, batch = plan.ghost_batch, phase.global_batch
+    ghost_batch, batch = plan.ghost_batch, phase.global_batch
     if now >= before or batch < before * plan.job.micro_batch_limit:
         return None
-    lower = batch // (before * group) * before * group
-    nearest = f"nearest for {before} ranks: {lower}, {lower + before * group}; or layout.uneven_ranks = true"
-    arithmetic = f"batch {batch} = {batch // group} ghost batches of {group}"
+    lower = batch // (before * ghost_batch) * before * ghost_batch
+    nearest = f"nearest for {before} ranks: {lower}, {lower + before * ghost_batch}; or layout.uneven_ranks = true"
+    arithmetic = f"batch {batch} = {batch // ghost_batch} ghost batches of {ghost_batch}"
     return f"phase {k} has {now} rank{'s' * (now > 1)}, the one before has {before}: {arithmetic}; {nearest}"

@@ -42,13 +42,14 @@ def _multiple_hint(job: Job, ranks: int) -> str:
 
 def layout_for(stage: Stage, ranks: int, job: Job) -> Layout:
     """Return the layout of a stage's batch. Raises ValueError as `form_layout` does."""
-    group = job.model.ghost_batch
-    limit = max(1, job.micro_batch_limit // group) * group  # `key_faults` reports one that is not whole ghost batches
-    return form_layout(stage.global_batch, ranks, group, limit, uneven_ranks=job.layout.uneven_ranks)
+    ghost_batch = job.model.ghost_batch
+    # `key_faults` reports a limit that is not whole ghost batches.
+    limit = max(1, job.micro_batch_limit // ghost_batch) * ghost_batch
+    return form_layout(stage.global_batch, ranks, ghost_batch, limit, uneven_ranks=job.layout.uneven_ranks)
 
 
 def _phase_ranks(stages: Sequence[Stage], job: Job, ranks: int, choose_ranks: ChooseRanks | None) -> list[int]:
-    layout, group = job.layout, job.model.ghost_batch
+    layout, ghost_batch = job.layout, job.model.ghost_batch
     if layout.grow_by == "accumulation":
         return [ranks] * len(stages)
     if layout.grow_by == "auto":
@@ -63,6 +64,8 @@ def _phase_ranks(stages: Sequence[Stage], job: Job, ranks: int, choose_ranks: Ch
         return list(layout.ranks_per_phase)
     most = min(layout.max_ranks or ranks, ranks)
     return [
-        ranks_for_full_passes(stage.global_batch, most, group, job.micro_batch_limit, uneven_ranks=layout.uneven_ranks)
+        ranks_for_full_passes(
+            stage.global_batch, most, ghost_batch, job.micro_batch_limit, uneven_ranks=layout.uneven_ranks
+        )
         for stage in stages
     ]

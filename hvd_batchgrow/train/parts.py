@@ -121,7 +121,7 @@ class TrainingParts:
         num_ghost_batches: NumGhostBatches = one_by_one,
         *,
         rank: int | None = None,
-        beside: bool = False,
+        keep_prefetched: bool = False,
     ) -> GhostBatchStream:
         """Return a rank's ghost batches of the stream from a sample counter on.
 
@@ -130,13 +130,15 @@ class TrainingParts:
             ranks: those that share the stream.
             num_ghost_batches: how many ghost batches are read as one batch; those of a pass need no copy then.
             rank: the rank whose ghost batches are returned; None: this rank.
-            beside: leave what is prefetched for training as it is.
+            keep_prefetched: leave what is prefetched for training as it is.
         """
-        group = self.job.model.ghost_batch
+        ghost_batch = self.job.model.ghost_batch
         of_rank = ranks.rank if rank is None else rank
-        first = ghost_batches_of_rank(samples // group, ranks.size, of_rank, ranks.size)[0]
-        batches = self.reader.training(self.stream, group, first, ranks.size, num_ghost_batches, beside=beside)
-        return GhostBatchStream(batches, group)
+        first = ghost_batches_of_rank(samples // ghost_batch, ranks.size, of_rank, ranks.size)[0]
+        batches = self.reader.training(
+            self.stream, ghost_batch, first, ranks.size, num_ghost_batches, keep_prefetched=keep_prefetched
+        )
+        return GhostBatchStream(batches, ghost_batch)
 
 
 def _on_bad_sample(job: Job, ranks: Ranks, consequence: str) -> OnBad:

@@ -30,14 +30,14 @@ def reestimate(parts: TrainingParts, samples: int, micro_batch: int, ranks: Rank
     Raises:
         ValueError: no sample has been seen, or the model has no ghost norm.
     """
-    job, model, group = parts.job, parts.model, parts.job.model.ghost_batch
+    job, model, ghost_batch = parts.job, parts.model, parts.job.model.ghost_batch
     if job.model.precise_bn_samples is None:
         return
-    recent = min(samples, -(-job.model.precise_bn_samples // group) * group)
-    passes = micro_batches_of_rank(samples - recent, recent, group, micro_batch, ranks.rank, ranks.size)
-    update = (samples - recent) // group, recent // group, micro_batch // group, ranks.size
+    recent = min(samples, -(-job.model.precise_bn_samples // ghost_batch) * ghost_batch)
+    passes = micro_batches_of_rank(samples - recent, recent, ghost_batch, micro_batch, ranks.rank, ranks.size)
+    update = (samples - recent) // ghost_batch, recent // ghost_batch, micro_batch // ghost_batch, ranks.size
     ghost_batches = parts.ghost_batches(
-        samples - recent, ranks, lambda group: ghost_batches_left(group, *update), beside=True
+        samples - recent, ranks, lambda index: ghost_batches_left(index, *update), keep_prefetched=True
     )
     micro_batches = read_micro_batches(ghost_batches, passes, None, lambda _: parts.heartbeat.at("re-estimating"))
     exact = job.layout.exact

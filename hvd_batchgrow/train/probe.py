@@ -165,19 +165,19 @@ class _Bench:
         parameters = [p for p in parts.model.parameters() if p.requires_grad]
         wire_type, exact = wire_type_of(self.job.update), self.job.layout.exact
         self.gradient_bytes = sum(p.numel() * summed_type(p.dtype, wire_type, exact=exact).itemsize for p in parameters)
-        self._samples, self._groups_per_pass = 0, 1
+        self._samples, self._ghost_batches_per_pass = 0, 1
         most = max(1, self.job.micro_batch_limit // self.job.model.ghost_batch)
-        self._ghost_batches = parts.ghost_batches(0, ranks, lambda _: min(self._groups_per_pass, most))
+        self._ghost_batches = parts.ghost_batches(0, ranks, lambda _: min(self._ghost_batches_per_pass, most))
         self.stopwatch = parts.engine.stopwatch
 
     def update(self, micro_batch: int, accumulation: int) -> None:
         """Do one update."""
-        ranks, parts, group = self.ranks, self.parts, self.job.model.ghost_batch
-        batch, self._groups_per_pass = ranks.size * accumulation * micro_batch, micro_batch // group
-        passes = micro_batches_of_rank(self._samples, batch, group, micro_batch, ranks.rank, ranks.size)
+        ranks, parts, ghost_batch = self.ranks, self.parts, self.job.model.ghost_batch
+        batch, self._ghost_batches_per_pass = ranks.size * accumulation * micro_batch, micro_batch // ghost_batch
+        passes = micro_batches_of_rank(self._samples, batch, ghost_batch, micro_batch, ranks.rank, ranks.size)
         micro_batches = read_micro_batches(self._ghost_batches, passes, parts.keyed_by, parts.heartbeat.at)
         phase = replace(self._phase, global_batch=batch)
-        parts.engine.update(micro_batches, len(passes), phase, batch // group)
+        parts.engine.update(micro_batches, len(passes), phase, batch // ghost_batch)
         self._samples += batch
 
     def mean(self, values: Sequence[float]) -> tuple[float, ...]:
@@ -235,12 +235,12 @@ def update_shapes(job: Job, *, on_cpu: bool) -> Iterator[tuple[int, int]]:
     an accumulation of 1, 2, 4 and 8. If the job allows only one ghost batch, two and four are measured too, which
     separates the cost per micro-batch from the cost per sample. A GPU skips these: they may exceed its memory.
     """
-    group = job.model.ghost_batch
-    most = job.micro_batch_limit // group
-    for groups in sorted({1, max(1, most // 4), max(1, most // 2), most}):
-        yield from ((groups * group, passes) for passes in (1, 2, 4, 8))
+    ghost_batch = job.model.ghost_batch
+    most = job.micro_batch_limit // ghost_batch
+    for num_ghost_batches in sorted({1, max(1, most // 4), max(1, most // 2), most}):
+        yield from ((num_ghost_batches * ghost_batch, passes) for passes in (1, 2, 4, 8))
     if most == 1 and on_cpu and not job.layout.exact:
-        yield from itertools.product((2 * group, 4 * group), (1, 2))
+        yield from itertools.product((2 * ghost_batch, 4 * ghost_batch), (1, 2))
 
 
 # --- sums ------------------------------------------------------------------------------------

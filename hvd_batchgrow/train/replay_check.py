@@ -107,12 +107,16 @@ class ReplayCheck:
 
     def _repeat(self, update: _Update, factor: float, ahead: int, noise: Noise | None = None) -> LocalSums:
         """Compute the share of the rank `ahead` places after this one."""
-        parts, size, group = self._parts, self._ranks.size, self._parts.job.model.ghost_batch
+        parts, size, ghost_batch = self._parts, self._ranks.size, self._parts.job.model.ghost_batch
         rank, batch, micro_batch = (self._ranks.rank + ahead) % size, update.global_batch, update.micro_batch
-        passes = micro_batches_of_rank(update.samples, batch, group, micro_batch, rank, size)
-        counts = update.samples // group, batch // group, micro_batch // group, size
+        passes = micro_batches_of_rank(update.samples, batch, ghost_batch, micro_batch, rank, size)
+        counts = update.samples // ghost_batch, batch // ghost_batch, micro_batch // ghost_batch, size
         ghost_batches = parts.ghost_batches(
-            update.samples, self._ranks, lambda k: ghost_batches_left(k, *counts), rank=rank, beside=True
+            update.samples,
+            self._ranks,
+            lambda index: ghost_batches_left(index, *counts),
+            rank=rank,
+            keep_prefetched=True,
         )
         micro_batches = read_micro_batches(ghost_batches, passes, parts.keyed_by, parts.heartbeat.at)
         return recompute(parts.engine, micro_batches, factor, noise)

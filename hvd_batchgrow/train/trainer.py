@@ -213,16 +213,16 @@ class Trainer:
             micro_batch: its largest number of samples.
             stop: whether this rank requests a stop.
         """
-        state, parts, group, batch = self.state, self.parts, self.plan.ghost_batch, phase.global_batch
-        passes = micro_batches_of_rank(state.samples, batch, group, micro_batch, self.team.rank, self.team.size)
+        state, parts, ghost_batch, batch = self.state, self.parts, self.plan.ghost_batch, phase.global_batch
+        passes = micro_batches_of_rank(state.samples, batch, ghost_batch, micro_batch, self.team.rank, self.team.size)
 
         def read(ghost_batches: GhostBatchStream) -> Iterator[MicroBatch]:
             return read_micro_batches(ghost_batches, passes, parts.keyed_by, parts.heartbeat.at)
 
-        again = lambda: read(self._ghost_batches(beside=True))  # noqa: E731
+        again = lambda: read(self._ghost_batches(keep_prefetched=True))  # noqa: E731
         try:
             result = parts.engine.update(
-                *(read(ghost_batches), len(passes), phase, batch // group),
+                *(read(ghost_batches), len(passes), phase, batch // ghost_batch),
                 stop=stop,
                 again=again,
                 check=self.replay_check.of_next_update(self.plan, micro_batch),
@@ -235,10 +235,12 @@ class Trainer:
         self.observers.notify("on_update", self.elastic.last_update)
         return result
 
-    def _ghost_batches(self, *, beside: bool = False) -> GhostBatchStream:
-        """Return this rank's ghost batches from the next update on; beside: apart from those that are prefetched."""
-        num_ghost_batches = lambda group: ghost_batches_per_micro_batch(self.plan, group, self.team.size)  # noqa: E731
-        return self.parts.ghost_batches(self.state.samples, self.team, num_ghost_batches, beside=beside)
+    def _ghost_batches(self, *, keep_prefetched: bool = False) -> GhostBatchStream:
+        """Return this rank's ghost batches from the next update on, from the prefetched ones unless those are kept."""
+        num_ghost_batches = lambda index: ghost_batches_per_micro_batch(self.plan, index, self.team.size)  # noqa: E731
+        return self.parts.ghost_batches(
+            self.state.samples, self.team, num_ghost_batches, keep_prefetched=keep_prefetched
+        )
 
     def _restore(self, checkpoint: Checkpoint | None, replay: Path | None) -> list[str]:
         """Load the checkpoint and the recorded decisions; return notes for the user."""

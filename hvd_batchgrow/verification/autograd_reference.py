@@ -32,7 +32,7 @@ from hvd_batchgrow.tasks.load_task import load_task
 from hvd_batchgrow.train.update.changing_buffers import ChangingBuffers
 from hvd_batchgrow.train.update.forward import MicroBatch, autocast, forward_of
 from hvd_batchgrow.train.update.loss_scale import LossScale
-from hvd_batchgrow.train.update.micro_batches import join_groups
+from hvd_batchgrow.train.update.micro_batches import join_ghost_batches
 from hvd_batchgrow.train.update.rounding_noise import Noise, noise_size
 from hvd_batchgrow.verification.rounding_limits import States, tensors_of
 
@@ -76,12 +76,12 @@ class PlainRun:
 
     def train(self, num_updates: int) -> States:
         """Run the first updates of the job, and return the states after the first and the last of them."""
-        samples, states, group = 0, {}, self.job.model.ghost_batch
-        groups = self._ghost_batches(0)
+        samples, states, ghost_batch = 0, {}, self.job.model.ghost_batch
+        ghost_batches = self._ghost_batches(0)
         with by_pytorch_only():
             for index in range(num_updates):
                 phase = self._schedule.at(samples)
-                self._update(list(islice(groups, phase.global_batch // group)), phase)
+                self._update(list(islice(ghost_batches, phase.global_batch // ghost_batch)), phase)
                 samples += phase.global_batch
                 if samples == phase.end_samples and self.job.model.precise_bn_samples:
                     self._reestimate(samples, self.job.model.precise_bn_samples)
@@ -95,10 +95,10 @@ class PlainRun:
 
     def _ghost_batches(self, first: int) -> Iterator[MicroBatch]:
         """Yield the ghost batches of the stream from index `first` on, each as a micro-batch."""
-        group, num_samples = self.job.model.ghost_batch, len(self.source.train)
-        reader = Reader(self.job.data, self.source, self.device, torch.get_num_threads(), lambda bad: None, group)
-        for batch in reader.training(Stream(num_samples, self.job.seed), group, first, 1):
-            yield join_groups([batch], (0,), (self.job.seed, num_samples))
+        ghost_batch, num_samples = self.job.model.ghost_batch, len(self.source.train)
+        reader = Reader(self.job.data, self.source, self.device, torch.get_num_threads(), lambda bad: None, ghost_batch)
+        for batch in reader.training(Stream(num_samples, self.job.seed), ghost_batch, first, 1):
+            yield join_ghost_batches([batch], (0,), (self.job.seed, num_samples))
 
     def _update(self, ghost_batches: Sequence[MicroBatch], phase: Phase) -> None:
         before = {name: buffer.clone() for name, buffer in self._network.named_buffers()}
@@ -150,9 +150,9 @@ class PlainRun:
 
     def _reestimate(self, samples: int, num_samples: int) -> None:
         """Re-estimate the running statistics at the end of a phase, over the most recent samples."""
-        group = self.job.model.ghost_batch
-        count = min(samples // group, -(-num_samples // group))
-        last = islice(self._ghost_batches(samples // group - count), count)
+        ghost_batch = self.job.model.ghost_batch
+        count = min(samples // ghost_batch, -(-num_samples // ghost_batch))
+        last = islice(self._ghost_batches(samples // ghost_batch - count), count)
         with autocast(self.device, self.job.update.precision):
             inputs = (
                 network_inputs(map_tensors(self._noise, ghost_batch.inputs), self._network) for ghost_batch in last

@@ -39,7 +39,7 @@ _GRACE_S = 5.0
 
 @dataclass(frozen=True, order=True)
 class Shape:
-    """A layout of the first phase's batch: ranks × micro-batches of a rank × samples of a micro-batch."""
+    """A layout of the first phase's batch: ranks × accumulation × micro-batch."""
 
     ranks: int
     accumulation: int
@@ -63,13 +63,13 @@ class Compared:
     """Whether rounding explains the deviation, and, in exact mode, the weights are bit-identical."""
 
 
-def parse_shapes(text: str, global_batch: int, group: int, *, exact: bool) -> list[Shape]:
+def parse_shapes(text: str, global_batch: int, ghost_batch: int, *, exact: bool) -> list[Shape]:
     """Parse layouts such as "1x1x8,2x2x2".
 
     Args:
         text: comma-separated layouts.
         global_batch: B of the job's first phase. Each layout must process B samples.
-        group: γ. Each micro-batch must be a multiple of γ.
+        ghost_batch: γ. Each micro-batch must be a multiple of γ.
         exact: in exact mode each micro-batch must be one ghost batch.
 
     Raises:
@@ -79,36 +79,42 @@ def parse_shapes(text: str, global_batch: int, group: int, *, exact: bool) -> li
     for word in text.split(","):
         match = re.fullmatch(r"\s*([1-9]\d*)[x×]([1-9]\d*)[x×]([1-9]\d*)\s*", word)
         if not match:
-            faults.append(Fault("--layouts", f"{word!r} is not RANKSxPASSESxMICRO-BATCH, such as 2x2x{group}"))
+            faults.append(
+                Fault("--layouts", f"{word!r} is not RANKSxACCUMULATIONxMICRO-BATCH, such as 2x2x{ghost_batch}")
+            )
             continue
         shape = Shape(*map(int, match.groups()))
         shapes.append(shape)
-        faults += [Fault("--layouts", fault) for fault in _faults(shape, global_batch, group, exact=exact)]
+        faults += [Fault("--layouts", fault) for fault in _faults(shape, global_batch, ghost_batch, exact=exact)]
     if faults:
         raise JobError(faults, "command line")
     return list(dict.fromkeys(shapes))
 
 
-def _faults(shape: Shape, global_batch: int, group: int, *, exact: bool) -> list[str]:
-    near = ", ".join(map(str, default_shapes(global_batch, group, (shape.ranks,), exact=exact))) or "fewer ranks"
-    if shape.micro_batch % group:
-        return [f"{shape}: a micro-batch of {shape.micro_batch} would split ghost batches of {group}; nearest: {near}"]
-    if exact and shape.micro_batch != group:
-        return [f"{shape}: in exact mode a micro-batch must be one ghost batch of {group}; nearest: {near}"]
-    groups, room = global_batch // group, shape.ranks * shape.accumulation * shape.micro_batch
-    most = -(-groups // shape.ranks)  # ghost batches of the rank that has the most
-    if groups < shape.ranks or -(-most * group // shape.micro_batch) != shape.accumulation:
+def _faults(shape: Shape, global_batch: int, ghost_batch: int, *, exact: bool) -> list[str]:
+    near = ", ".join(map(str, default_shapes(global_batch, ghost_batch, (shape.ranks,), exact=exact))) or "fewer ranks"
+    if shape.micro_batch % ghost_batch:
+        return [
+            f"{shape}: a micro-batch of {shape.micro_batch} would split ghost batches of {ghost_batch}; nearest: {near}"
+        ]
+    if exact and shape.micro_batch != ghost_batch:
+        return [f"{shape}: in exact mode a micro-batch must be one ghost batch of {ghost_batch}; nearest: {near}"]
+    num_ghost_batches, room = global_batch // ghost_batch, shape.ranks * shape.accumulation * shape.micro_batch
+    most = -(-num_ghost_batches // shape.ranks)  # ghost batches of the rank that has the most
+    if num_ghost_batches < shape.ranks or -(-most * ghost_batch // shape.micro_batch) != shape.accumulation:
         return [f"{shape} processes {room} samples, but the first phase's batch is {global_batch}; nearest: {near}"]
     return []
 
 
-def default_shapes(global_batch: int, group: int, ranks: Sequence[int] = (1, 2, 3, 4), *, exact: bool) -> list[Shape]:
+def default_shapes(
+    global_batch: int, ghost_batch: int, ranks: Sequence[int] = (1, 2, 3, 4), *, exact: bool
+) -> list[Shape]:
     """Return, for each usable number of ranks, a layout with the largest micro-batch and one with the smallest."""
     shapes = []
     for count in ranks:
-        for limit in (group,) if exact else (global_batch, group):
-            if global_batch // group >= count:
-                layout = form_layout(global_batch, count, group, limit, uneven_ranks=True)
+        for limit in (ghost_batch,) if exact else (global_batch, ghost_batch):
+            if global_batch // ghost_batch >= count:
+                layout = form_layout(global_batch, count, ghost_batch, limit, uneven_ranks=True)
                 shapes.append(Shape(count, layout.accumulation, layout.micro_batch))
     return list(dict.fromkeys(shapes))
 

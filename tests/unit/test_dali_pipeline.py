@@ -85,7 +85,7 @@ def test_a_batch_of_several_ghost_batches_has_the_pixels_of_each(
     for raw, inputs in islice(found, 9):
         groups = range(group, group + (1 + group % 4) * stride, stride)
         group = groups.stop
-        assert raw.next_group == group
+        assert raw.next_ghost_batch == group
         assert raw.stream_index.tolist() == [k * GROUP + j for k in groups for j in range(GROUP)]
         assert torch.equal(inputs, expected_inputs(samples, groups))
 

@@ -77,14 +77,14 @@ def feed_of(samples: Dataset, group: int, seed: int = 5) -> TrainSampler:
     return TrainSampler(samples, Stream(len(samples), seed), augment_of(samples), group)
 
 
-def read(name: str, sampler: TrainSampler, first_group: int, stride: int, count: int) -> list[GhostBatches]:
+def read(name: str, sampler: TrainSampler, first_ghost_batch: int, stride: int, count: int) -> list[GhostBatches]:
     def inputs(first: int) -> Iterator[tuple[object, Tensor]]:
         if name == "torch":
             return torch_inputs(sampler, FINISH, first, stride)
         return pipeline.inputs(sampler, first, stride)
 
     pipeline = DaliPipeline(FINISH, MOST, 1)
-    return list(islice(batches(sampler, inputs, first_group), count))  # type: ignore[arg-type]
+    return list(islice(batches(sampler, inputs, first_ghost_batch), count))  # type: ignore[arg-type]
 
 
 def combinations() -> list[tuple[str, str]]:

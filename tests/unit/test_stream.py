@@ -113,14 +113,14 @@ def test_every_group_goes_to_one_rank_whatever_the_update(first: int, count: int
 
 @given(st.integers(0, 40), st.integers(1, 30), st.integers(1, 7), st.integers(1, 5))
 def test_the_rest_of_a_pass_is_what_its_micro_batch_has_from_a_ghost_batch_on(
-    first_group: int, num_ghost_batches: int, per_pass: int, ranks: int
+    first_ghost_batch: int, num_ghost_batches: int, per_pass: int, ranks: int
 ) -> None:
     found = {
-        group: ghost_batches_left(group, first_group, num_ghost_batches, per_pass, ranks)
-        for group in range(first_group, first_group + num_ghost_batches + 3)
+        group: ghost_batches_left(group, first_ghost_batch, num_ghost_batches, per_pass, ranks)
+        for group in range(first_ghost_batch, first_ghost_batch + num_ghost_batches + 3)
     }
-    expected = dict.fromkeys(range(first_group + num_ghost_batches, first_group + num_ghost_batches + 3), 0)
+    expected = dict.fromkeys(range(first_ghost_batch + num_ghost_batches, first_ghost_batch + num_ghost_batches + 3), 0)
     for rank in range(ranks):
-        for slots in micro_batches_of_rank(4 * first_group, 4 * num_ghost_batches, 4, 4 * per_pass, rank, ranks):
-            expected |= {first_group + slot: len(slots) - k for k, slot in enumerate(slots)}
+        for slots in micro_batches_of_rank(4 * first_ghost_batch, 4 * num_ghost_batches, 4, 4 * per_pass, rank, ranks):
+            expected |= {first_ghost_batch + slot: len(slots) - k for k, slot in enumerate(slots)}
     assert found == expected

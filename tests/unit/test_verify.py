@@ -46,7 +46,7 @@ def test_all_impossible_layouts_are_reported_at_once() -> None:
         "2x1x4: a micro-batch of 4 would split ghost batches of 8; nearest: 2x1x8",
         "1x3x8 processes 24 samples, but the first phase's batch is 16; nearest: 1x1x16, 1x2x8",
         "3x1x8 processes 24 samples, but the first phase's batch is 16; nearest: fewer ranks",
-        "'two' is not RANKSxPASSESxMICRO-BATCH, such as 2x2x8",
+        "'two' is not RANKSxACCUMULATIONxMICRO-BATCH, such as 2x2x8",
         "'0x1x8' is not",
     ]
     assert all(line in str(error.value) for line in lines)

@@ -96,40 +96,40 @@ def sample_draws(seed: int, epochs: Ids, ids: Ids, num_draws: int, use: int = 0)
     return words.transpose(2, 1, 0).reshape(n, 4 * blocks)[:, :num_draws] / 2.0**32
 
 
-def ghost_batches_of_rank(first_group: int, num_ghost_batches: int, rank: int, ranks: int) -> range:
-    """Return the ghost batches k of a rank among `num_ghost_batches` from `first_group` on: those with k mod R = rank.
+def ghost_batches_of_rank(first_ghost_batch: int, num_ghost_batches: int, rank: int, ranks: int) -> range:
+    """Return a rank's ghost batches k among `num_ghost_batches` from `first_ghost_batch` on: those with k mod R = rank.
 
     The rule does not depend on the batch, so prefetched ghost batches remain valid when the batch grows.
     """
-    first = first_group + (rank - first_group) % ranks
-    return range(first, first_group + num_ghost_batches, ranks)
+    first = first_ghost_batch + (rank - first_ghost_batch) % ranks
+    return range(first, first_ghost_batch + num_ghost_batches, ranks)
 
 
 def micro_batches_of_rank(
-    samples: int, global_batch: int, group: int, micro_batch: int, rank: int, ranks: int
+    samples: int, global_batch: int, ghost_batch: int, micro_batch: int, rank: int, ranks: int
 ) -> list[tuple[int, ...]]:
     """Return the micro-batches of a rank in an update: for each, the indices of its ghost batches within the update.
 
     Args:
         samples: sample counter before the update, a multiple of γ.
         global_batch: B, a multiple of γ.
-        group: γ.
+        ghost_batch: γ.
         micro_batch: its largest size, a multiple of γ; the last micro-batch may be smaller.
         rank: this rank.
         ranks: R.
     """
-    first = samples // group
-    mine = [k - first for k in ghost_batches_of_rank(first, global_batch // group, rank, ranks)]
-    per_pass = micro_batch // group
+    first = samples // ghost_batch
+    mine = [k - first for k in ghost_batches_of_rank(first, global_batch // ghost_batch, rank, ranks)]
+    per_pass = micro_batch // ghost_batch
     return [tuple(mine[i : i + per_pass]) for i in range(0, len(mine), per_pass)]
 
 
-def ghost_batches_left(group: int, first_group: int, num_ghost_batches: int, per_pass: int, ranks: int) -> int:
+def ghost_batches_left(index: int, first_ghost_batch: int, num_ghost_batches: int, per_pass: int, ranks: int) -> int:
     """Return how many of a rank's ghost batches, from one of them on, are in the same micro-batch of its rank.
 
     Args:
-        group: the ghost batch; it decides the rank.
-        first_group: the first ghost batch of the update.
+        index: the ghost batch; it decides the rank.
+        first_ghost_batch: the first ghost batch of the update.
         num_ghost_batches: B/γ.
         per_pass: the most ghost batches of a micro-batch.
         ranks: R.
@@ -137,8 +137,8 @@ def ghost_batches_left(group: int, first_group: int, num_ghost_batches: int, per
     Returns:
         1 … per_pass; 0 after the end of the update.
     """
-    if group >= first_group + num_ghost_batches:
+    if index >= first_ghost_batch + num_ghost_batches:
         return 0
-    mine = ghost_batches_of_rank(first_group, num_ghost_batches, group % ranks, ranks)
-    index = mine.index(group)
-    return min(per_pass - index % per_pass, len(mine) - index)
+    mine = ghost_batches_of_rank(first_ghost_batch, num_ghost_batches, index % ranks, ranks)
+    before = mine.index(index)
+    return min(per_pass - before % per_pass, len(mine) - before)

@@ -70,7 +70,7 @@ class DaliPipeline:
         self._in_copy: deque[tuple[torch.cuda.Event, Any]] = deque()
         """DALI's outputs, and the event after which each has been copied."""
 
-    def inputs(self, sampler: Sampler, first_group: int, stride: int) -> Iterator[tuple[RawBatch, Tensor]]:
+    def inputs(self, sampler: Sampler, first_ghost_batch: int, stride: int) -> Iterator[tuple[RawBatch, Tensor]]:
         """Yield the batches of a sampler and the network's inputs, prefetched by DALI's threads.
 
         Only the sampler that was opened last can be read. Pillow decodes images that DALI cannot decode or decodes to
@@ -80,20 +80,20 @@ class DaliPipeline:
         Raises:
             BadSample: a sample of the next batch cannot be read or decoded.
         """
-        group = first_group
+        index = first_ghost_batch
         while True:
             try:
-                for raw, values in self._run(sampler, group, stride):
-                    group = raw.next_group
+                for raw, values in self._run(sampler, index, stride):
+                    index = raw.next_ghost_batch
                     yield raw, values
                 return
             except _AgainError:
                 continue
 
-    def _run(self, sampler: Sampler, first_group: int, stride: int) -> Iterator[tuple[RawBatch, Tensor]]:
+    def _run(self, sampler: Sampler, first_ghost_batch: int, stride: int) -> Iterator[tuple[RawBatch, Tensor]]:
         """See `inputs`. Also raises _AgainError."""
         self._drain()
-        feed, batches = self._feed, _read(sampler, first_group, stride, self._pool, in_dali=self._on_gpu)
+        feed, batches = self._feed, _read(sampler, first_ghost_batch, stride, self._pool, in_dali=self._on_gpu)
         feed.start(batches)
         if self._pipeline is None:
             self._pipeline = make_pipeline(
@@ -149,10 +149,10 @@ class DaliPipeline:
 
 
 def _read(
-    sampler: Sampler, first_group: int, stride: int, pool: ThreadPoolExecutor, *, in_dali: bool
+    sampler: Sampler, first_ghost_batch: int, stride: int, pool: ThreadPoolExecutor, *, in_dali: bool
 ) -> Iterator[tuple[RawBatch, tuple[Any, ...]]]:
     """Yield each batch, and what DALI reads of it."""
-    for raw in sampler.raw_batches(first_group, stride):
+    for raw in sampler.raw_batches(first_ghost_batch, stride):
         own = for_dali(sampler, raw, pool) if sampler.samples.kind == "encoded" else raw
         yield raw, arrays_of(sampler, own, in_dali=in_dali)
 
@@ -214,13 +214,13 @@ def channels_first(values: Tensor, normalize: Normalize) -> Tensor:
 
 def cause_of(samples: Dataset, in_flight: Iterable[RawBatch], error: RuntimeError) -> RunError:
     """Return the bad sample that made DALI fail, found by decoding its inputs with Pillow: DALI does not name it."""
-    groups = list(in_flight)
+    raws = list(in_flight)
     if samples.kind == "encoded":
-        for raw in groups:
+        for raw in raws:
             for sample_id, data in zip(raw.ids.tolist(), raw.values, strict=True):
                 try:
                     decode(samples, sample_id, data)
                 except BadSample as bad:
                     return bad
-    ids = ", ".join(str(k) for raw in groups for k in raw.ids.tolist())
+    ids = ", ".join(str(k) for raw in raws for k in raw.ids.tolist())
     return RunError(f"DALI failed on the samples {ids}, all of which Pillow can decode: {error}")

@@ -52,14 +52,14 @@ class Mixing:
     """γ."""
     num_classes: int
 
-    def sample(self, group: int, size: tuple[int, int]) -> Mix | None:
+    def sample(self, index: int, size: tuple[int, int]) -> Mix | None:
         """Return how a ghost batch is mixed; None: it is not.
 
         Args:
-            group: its index in the stream.
+            index: of the ghost batch in the stream.
             size: height and width of the images.
         """
-        generator = np.random.Generator(np.random.Philox(key=self.seed, counter=group << 64))
+        generator = np.random.Generator(np.random.Philox(key=self.seed, counter=index << 64))
         is_mixed, switch, *center = generator.random(4)
         order = np.argsort(generator.random(self.ghost_batch), kind="stable")
         if is_mixed >= self.prob:
@@ -74,21 +74,21 @@ class Mixing:
         top, left, bottom, right = box = _box(lam, size, center)
         return Mix(1 - (bottom - top) * (right - left) / math.prod(size), partners, box)
 
-    def mix(self, images: Tensor, classes: Tensor, groups: Sequence[int]) -> Tensor:
+    def mix(self, images: Tensor, classes: Tensor, indices: Sequence[int]) -> Tensor:
         """Mix the images of whole ghost batches in place, each ghost batch separately, and return the mixed targets.
 
         Args:
             images: (m γ, C, H, W) of m ghost batches, on any device; the host does not wait for it.
             classes: int64 (m γ,).
-            groups: (m,) index of each ghost batch in the stream.
+            indices: (m,) index of each ghost batch in the stream.
 
         Returns:
             float32 (m γ, num_classes), probabilities of the classes.
         """
         targets = (classes[:, None] == torch.arange(self.num_classes, device=classes.device)).float()
-        for k, group in enumerate(groups):
+        for k, index in enumerate(indices):
             part = slice(k * self.ghost_batch, (k + 1) * self.ghost_batch)
-            if mix := self.sample(group, (images.shape[2], images.shape[3])):
+            if mix := self.sample(index, (images.shape[2], images.shape[3])):
                 partners = to_device(torch.from_numpy(mix.partners), images.device)
                 _blend(targets[part], partners, mix.lam)
                 if mix.box is None:

@@ -60,16 +60,16 @@ class GhostBatchStream:
 
     Args:
         batches: in the order of the stream, each with whole ghost batches.
-        group: γ.
+        ghost_batch: γ.
     """
 
-    def __init__(self, batches: Iterator[GhostBatches], group: int) -> None:
-        self._batches, self._group = batches, group
+    def __init__(self, batches: Iterator[GhostBatches], ghost_batch: int) -> None:
+        self._batches, self._ghost_batch = batches, ghost_batch
         self._rest: GhostBatches | None = None
 
     def take(self, count: int) -> list[GhostBatches]:
         """Return the next `count` ghost batches. They are one batch as it was read, unless it has another number."""
-        parts, missing = [], count * self._group
+        parts, missing = [], count * self._ghost_batch
         while missing:
             batch = self._rest or next(self._batches)
             size = len(batch.ids)
@@ -104,22 +104,22 @@ class Reader:
     def training(
         self,
         stream: Stream,
-        group: int,
-        first_group: int,
+        ghost_batch: int,
+        first_ghost_batch: int,
         stride: int,
         num_ghost_batches: NumGhostBatches = one_by_one,
         *,
-        beside: bool = False,
+        keep_prefetched: bool = False,
     ) -> Iterator[GhostBatches]:
-        """Yield batches of the ghost batches first_group, first_group + stride, …
+        """Yield batches of the ghost batches first_ghost_batch, first_ghost_batch + stride, …
 
         Args:
             stream: the order of the samples.
-            group: γ.
-            first_group: the first ghost batch.
+            ghost_batch: γ.
+            first_ghost_batch: the first ghost batch.
             stride: from one ghost batch to the next.
             num_ghost_batches: of each batch.
-            beside: leave what is prefetched for training as it is, and use the pipeline for testing.
+            keep_prefetched: leave what is prefetched for training as it is, and use the pipeline for testing.
 
         Raises:
             BadSample, RunError: when the batch is the next to yield.
@@ -129,9 +129,9 @@ class Reader:
         if train.kind == "samples":  # the workers share the ghost batches among themselves
             num_ghost_batches = _at_most_one(num_ghost_batches)
         pixels = pixel_augment(self.data, augment.out_size) if augment else None
-        sampler = TrainSampler(train, stream, augment, group, self.on_bad_sample, num_ghost_batches, pixels)
-        batches = self._batches(sampler, first_group, stride, 1 if beside else 0)
-        mixing = mixing_of(self.data, stream.seed, group, self.source.num_classes)
+        sampler = TrainSampler(train, stream, augment, ghost_batch, self.on_bad_sample, num_ghost_batches, pixels)
+        batches = self._batches(sampler, first_ghost_batch, stride, 1 if keep_prefetched else 0)
+        mixing = mixing_of(self.data, stream.seed, ghost_batch, self.source.num_classes)
         return _mixed(batches, mixing) if mixing else batches
 
     def testing(self, chunks: Sequence[range], samples: Dataset | None = None) -> Iterator[GhostBatches]:
@@ -146,14 +146,14 @@ class Reader:
         sampler = EvalSampler(samples, testing_augment(self.data, samples), chunks, on_bad_sample)
         return self._batches(sampler, 0, 1, 1)
 
-    def _batches(self, sampler: Sampler, first_group: int, stride: int, pipeline: int) -> Iterator[GhostBatches]:
+    def _batches(self, sampler: Sampler, first_ghost_batch: int, stride: int, pipeline: int) -> Iterator[GhostBatches]:
         if choose_pipeline(self.data, sampler.samples) == "torch":
             normalize, num_threads = self._normalize, self.num_threads
             return batches(
-                sampler, lambda first: torch_inputs(sampler, normalize, first, stride, num_threads), first_group
+                sampler, lambda first: torch_inputs(sampler, normalize, first, stride, num_threads), first_ghost_batch
             )
         dali = self._dali[pipeline]
-        return batches(sampler, lambda first: dali.inputs(sampler, first, stride), first_group)
+        return batches(sampler, lambda first: dali.inputs(sampler, first, stride), first_ghost_batch)
 
     @cached_property
     def _normalize(self) -> Normalize:
@@ -171,24 +171,24 @@ class Reader:
 
 
 def _at_most_one(num_ghost_batches: NumGhostBatches) -> NumGhostBatches:
-    return lambda group: min(1, num_ghost_batches(group))
+    return lambda index: min(1, num_ghost_batches(index))
 
 
 def batches(
-    sampler: Sampler, inputs: Callable[[int], Iterator[tuple[RawBatch, Tree]]], first_group: int
+    sampler: Sampler, inputs: Callable[[int], Iterator[tuple[RawBatch, Tree]]], first_ghost_batch: int
 ) -> Iterator[GhostBatches]:
     """Yield the batches of a sampler. If a bad sample ends a pipeline, a new one continues from the same ghost batch.
 
     Args:
         sampler: replaces bad samples.
         inputs: opens a pipeline at a ghost batch.
-        first_group: the first ghost batch.
+        first_ghost_batch: the first ghost batch.
     """
-    group = first_group
+    index = first_ghost_batch
     while True:
         try:
-            for raw, values in inputs(group):
-                group = raw.next_group  # ranges without good samples are skipped
+            for raw, values in inputs(index):
+                index = raw.next_ghost_batch  # ranges without good samples are skipped
                 if raw.pixel_params and raw.pixel_params.rectangles is not None:
                     erase(values, raw.pixel_params.rectangles)
                 on_host = torch.from_numpy(raw.targets) if isinstance(raw.targets, np.ndarray) else raw.targets
@@ -215,8 +215,8 @@ def _mixed(batches: Iterator[GhostBatches], mixing: Mixing) -> Iterator[GhostBat
             found = f"{batch.targets.dtype} {tuple(batch.targets.shape)}"
             fault = f"mixes classes, int64 (n,), and the targets of this source are {found}; set it to 0"
             raise JobError([Fault(key, fault)])
-        groups = (batch.stream_index[:: mixing.ghost_batch] // mixing.ghost_batch).tolist()
-        yield replace(batch, targets=mixing.mix(batch.inputs, batch.targets, groups))
+        indices = (batch.stream_index[:: mixing.ghost_batch] // mixing.ghost_batch).tolist()
+        yield replace(batch, targets=mixing.mix(batch.inputs, batch.targets, indices))
 
 
 def training_augment(data: DataSection, samples: Dataset) -> Augment | None:

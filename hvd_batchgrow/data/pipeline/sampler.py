@@ -32,7 +32,7 @@ NumGhostBatches = Callable[[int], int]
 0: the stream ends before it."""
 
 
-def one_by_one(group: int) -> int:
+def one_by_one(index: int) -> int:
     """Form each batch of one ghost batch; see `NumGhostBatches`."""
     return 1
 
@@ -41,7 +41,7 @@ def one_by_one(group: int) -> int:
 class RawBatch:
     """Consecutive ghost batches of a rank, or a range of a test set, as the input of a pipeline: n samples."""
 
-    next_group: int
+    next_ghost_batch: int
     """The ghost batch after them, from which a reopened pipeline continues."""
     stream_index: Ids
     """(n,) indices in the stream."""
@@ -70,7 +70,7 @@ class TrainSampler:
         samples: the training set.
         stream: over its ids.
         augment: the rule for crops; None for rows.
-        group: γ.
+        ghost_batch: γ.
         on_bad_sample: called before a bad sample is replaced.
         num_ghost_batches: of each batch; called some batches ahead.
         pixel_augment: the rules for pixels after the crop.
@@ -81,42 +81,42 @@ class TrainSampler:
         samples: Dataset,
         stream: Stream,
         augment: Augment | None,
-        group: int,
+        ghost_batch: int,
         on_bad_sample: OnBad = raise_bad,
         num_ghost_batches: NumGhostBatches = one_by_one,
         pixel_augment: PixelAugment | None = None,
     ) -> None:
-        self.samples, self.stream, self.augment, self.group = samples, stream, augment, group
+        self.samples, self.stream, self.augment, self.ghost_batch = samples, stream, augment, ghost_batch
         self.pixel_augment = pixel_augment
         self.on_bad_sample, self.num_ghost_batches = on_bad_sample, num_ghost_batches
         self._bad = known_bad(samples)
         self.not_for_dali: set[int] = set()
         """Samples on which DALI failed, which Pillow decodes."""
 
-    def raw_batches(self, first_group: int, stride: int) -> Iterator[RawBatch]:
-        """Yield batches of the ghost batches first_group, first_group + stride, … Raises BadSample when one is read."""
-        return _filled(self.samples, self._empty_batches(first_group, stride))
+    def raw_batches(self, first: int, stride: int) -> Iterator[RawBatch]:
+        """Yield batches of the ghost batches first, first + stride, … Raises BadSample when one is read."""
+        return _filled(self.samples, self._empty_batches(first, stride))
 
-    def _empty_batches(self, first_group: int, stride: int) -> Iterator[RawBatch]:
-        while num_drawn := self._num_drawn(first_group, stride):
-            groups = range(first_group, first_group + num_drawn * stride, stride)
-            stream_index = (np.array(groups)[:, None] * self.group + np.arange(self.group)).reshape(-1)
+    def _empty_batches(self, first: int, stride: int) -> Iterator[RawBatch]:
+        while num_drawn := self._num_drawn(first, stride):
+            indices = range(first, first + num_drawn * stride, stride)
+            stream_index = (np.array(indices)[:, None] * self.ghost_batch + np.arange(self.ghost_batch)).reshape(-1)
             epochs, ids, replaced = self._good(stream_index)
             placement = self._place(epochs, ids)
             augment = self.pixel_augment
             pixels = augment.sample(self.stream.seed, epochs, ids) if augment else None
-            while first_group < groups.stop:
-                next_group = first_group + self.num_ghost_batches(first_group) * stride
-                part = slice(*(self.group * ((group - groups.start) // stride) for group in (first_group, next_group)))
-                first_group = min(next_group, groups.stop)
+            while first < indices.stop:
+                end = first + self.num_ghost_batches(first) * stride
+                part = slice(*(self.ghost_batch * ((k - indices.start) // stride) for k in (first, end)))
+                first = min(end, indices.stop)
                 targets, place = targets_of(self.samples, ids[part]), placement and placement[part]
                 own = stream_index[part], ids[part], epochs[part], targets, None, place, replaced[part]
-                yield RawBatch(first_group, *own, pixels and pixels[part])
+                yield RawBatch(first, *own, pixels and pixels[part])
 
-    def _num_drawn(self, group: int, stride: int) -> int:
+    def _num_drawn(self, first: int, stride: int) -> int:
         """Return the number of ghost batches of the next batches, whose ids and draws are computed in one call."""
         total = 0
-        while total * self.group < _DRAWN_AT_ONCE and (count := self.num_ghost_batches(group + total * stride)):
+        while total * self.ghost_batch < _DRAWN_AT_ONCE and (count := self.num_ghost_batches(first + total * stride)):
             total += count
         return total
 
@@ -166,13 +166,13 @@ class EvalSampler:
         self.not_for_dali: set[int] = set()
         """Samples on which DALI failed, which Pillow decodes."""
 
-    def raw_batches(self, first_group: int, stride: int) -> Iterator[RawBatch]:
-        """Yield the ranges first_group, first_group + stride, … Raises BadSample when one is read."""
-        return _filled(self.samples, self._empty_batches(first_group, stride))
+    def raw_batches(self, first: int, stride: int) -> Iterator[RawBatch]:
+        """Yield the ranges first, first + stride, … Raises BadSample when one is read."""
+        return _filled(self.samples, self._empty_batches(first, stride))
 
-    def _empty_batches(self, first_group: int, stride: int) -> Iterator[RawBatch]:
-        for group in range(first_group, len(self.chunks), stride):
-            chunk = self.chunks[group]
+    def _empty_batches(self, first: int, stride: int) -> Iterator[RawBatch]:
+        for index in range(first, len(self.chunks), stride):
+            chunk = self.chunks[index]
             ids = np.array([k for k in chunk if k not in self._bad], dtype=np.int64)
             placement = None
             if self.augment is not None:
@@ -180,7 +180,7 @@ class EvalSampler:
             if len(ids):
                 epochs, replaced = np.zeros_like(ids), np.zeros(len(ids), dtype=bool)
                 targets = targets_of(self.samples, ids)
-                yield RawBatch(group + stride, ids, ids, epochs, targets, None, placement, replaced)
+                yield RawBatch(index + stride, ids, ids, epochs, targets, None, placement, replaced)
 
     def replace(self, bad: BadSample) -> None:
         """Skip a bad sample from now on. Raises what `on_bad_sample` raises."""

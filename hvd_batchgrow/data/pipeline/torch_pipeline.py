@@ -82,19 +82,19 @@ class Normalize:
 
 
 def torch_inputs(
-    sampler: Sampler, normalize: Normalize, first_group: int, stride: int, num_threads: int = 1
+    sampler: Sampler, normalize: Normalize, first_ghost_batch: int, stride: int, num_threads: int = 1
 ) -> Iterator[tuple[RawBatch, Tree]]:
     """Yield the batches of a sampler and the network's inputs. Raises BadSample when one is read.
 
     Args:
         sampler: gives the batches.
         normalize: the last stage; its device is that of the inputs.
-        first_group: the first ghost batch.
+        first_ghost_batch: the first ghost batch.
         stride: from one ghost batch to the next.
         num_threads: that decode images. With 1 thread on a CPU, the calling one decodes; otherwise threads decode the
             next batches while one is trained on.
     """
-    raws, samples = sampler.raw_batches(first_group, stride), sampler.samples
+    raws, samples = sampler.raw_batches(first_ghost_batch, stride), sampler.samples
     if samples.kind == "encoded" and (num_threads > 1 or normalize.device.type != "cpu"):
         for raw, images in finished_ahead(samples, raws, num_threads):
             yield raw, normalize.images(torch.from_numpy(images))

@@ -147,8 +147,8 @@ def weaknesses(seen: Sequence[Observation], job: Job, num_samples: int) -> list[
 def smaller_pass(seen: Sequence[Observation], job: Job) -> int | None:
     """Return a micro-batch of at most half the current one, which gives an update more gradients; None if it would be
     smaller than a ghost batch."""
-    group, fewest = job.model.ghost_batch, min(seen, key=lambda o: o.gradients)
-    smaller = min(job.micro_batch_limit, fewest.global_batch // fewest.gradients) // 2 // group * group
+    ghost_batch, fewest = job.model.ghost_batch, min(seen, key=lambda o: o.gradients)
+    smaller = min(job.micro_batch_limit, fewest.global_batch // fewest.gradients) // 2 // ghost_batch * ghost_batch
     return smaller or None
 
 
@@ -156,10 +156,10 @@ def more_gradients(seen: Sequence[Observation], job: Job) -> str:
     """Return how to get more gradients per update, in keys of the job file."""
     if job.gradient_noise.estimator != "norm_layers":
         return _more_micro_batches(seen, job)
-    fewest, group = min(seen, key=lambda o: o.num_gradients), job.model.ghost_batch
-    if group == 1 or fewest.num_gradients * group > fewest.global_batch:
+    fewest, ghost_batch = min(seen, key=lambda o: o.num_gradients), job.model.ghost_batch
+    if ghost_batch == 1 or fewest.num_gradients * ghost_batch > fewest.global_batch:
         return f"measure with a batch above {fewest.global_batch}: each of its samples is a gradient already"
-    return f"measure with a ghost batch below {group}"
+    return f"measure with a ghost batch below {ghost_batch}"
 
 
 def _more_micro_batches(seen: Sequence[Observation], job: Job) -> str:

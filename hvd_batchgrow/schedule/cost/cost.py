@@ -100,8 +100,8 @@ def cost_by(plan: Plan, times: Times) -> Cost:
 
 
 def _phase_cost(phase: Phase, layout: Layout, job: Job, times: Times) -> PhaseCost:
-    model, group = times.at(layout.ranks), job.model.ghost_batch
-    fullest = -(-phase.global_batch // (group * layout.ranks)) * group
+    model, ghost_batch = times.at(layout.ranks), job.model.ghost_batch
+    fullest = -(-phase.global_batch // (ghost_batch * layout.ranks)) * ghost_batch
     update_s = model.update_s(fullest, layout, times.gradient_bytes)
     extrapolated = model.measured_ranks if model.measured_ranks != layout.ranks else None
     return PhaseCost(layout.ranks, phase.num_updates, update_s, model.data_wait_share, extrapolated)

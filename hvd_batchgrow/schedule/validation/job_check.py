@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config.layout import MOST_EXACT_GROUPS
+from hvd_batchgrow.config.layout import MOST_EXACT_GHOST_BATCHES
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.batch_unit import unit_faults
@@ -69,10 +69,10 @@ def _start_faults(job: Job, start: Start, ranks: int) -> Iterator[Fault]:
 
 def one_gradient(job: Job, batch: int) -> Fault:
     """Return the fault of a batch that is one micro-batch on one rank: the reason and a remedy."""
-    group, limit = job.model.ghost_batch, job.micro_batch_limit
-    half = max(group, batch // 2 // group * group)
+    ghost_batch, limit = job.model.ghost_batch, job.micro_batch_limit
+    half = max(ghost_batch, batch // 2 // ghost_batch * ghost_batch)
     if half == batch:
-        fault = f"{batch} is one ghost batch, so an update has one gradient: tr(Σ) needs two; use >= {2 * group}"
+        fault = f"{batch} is one ghost batch, so an update has one gradient: tr(Σ) needs two; use >= {2 * ghost_batch}"
         return Fault("schedule.global_batch", fault)
     fault = f"{limit} makes a batch of {batch} one micro-batch: tr(Σ) needs two gradients; use {half}, or 2 ranks"
     return Fault("layout.max_micro_batch", f"{fault}, or gradient_noise.estimator = 'norm_layers'")
@@ -85,11 +85,12 @@ def _stage_faults(job: Job, start: Start, stages: Sequence[Stage]) -> Iterator[F
     if job.schedule.warmup_epochs and start_lr > lr:
         fault = f"{start_lr:g} is above the learning rate {lr:g}; nearest: {lr!r}"
         yield Fault("schedule.warmup_start_lr", fault)
-    largest, group = max(stage.global_batch for stage in stages), job.model.ghost_batch
-    if job.layout.exact and largest > MOST_EXACT_GROUPS * group:
-        fault = f"adds at most {MOST_EXACT_GROUPS:,} ghost batches per update, a batch of {largest:,} has"
-        remedy = f"use a batch <= {MOST_EXACT_GROUPS * group:,}, a larger model.ghost_batch, or layout.exact = false"
-        yield Fault("layout.exact", f"{fault} {largest // group:,}: {remedy}")
+    largest, ghost_batch = max(stage.global_batch for stage in stages), job.model.ghost_batch
+    limit = MOST_EXACT_GHOST_BATCHES * ghost_batch
+    if job.layout.exact and largest > limit:
+        fault = f"adds at most {MOST_EXACT_GHOST_BATCHES:,} ghost batches per update, a batch of {largest:,} has"
+        remedy = f"use a batch <= {limit:,}, a larger model.ghost_batch, or layout.exact = false"
+        yield Fault("layout.exact", f"{fault} {largest // ghost_batch:,}: {remedy}")
 
 
 def _unlimited_growth(job: Job, start: Start, stages: Sequence[Stage]) -> Iterator[Fault]:

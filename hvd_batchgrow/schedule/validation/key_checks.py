@@ -9,7 +9,7 @@ from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.layout import KEYS_OF_GROW_BY
 from hvd_batchgrow.config.split import may_have_validation, num_validation
 from hvd_batchgrow.messages.errors import Fault
-from hvd_batchgrow.schedule.layout import cut_groups
+from hvd_batchgrow.schedule.layout import cut_ghost_batches
 from hvd_batchgrow.schedule.policy import policy_of
 from hvd_batchgrow.schedule.rounding import samples_at
 from hvd_batchgrow.schedule.trigger import trigger_of
@@ -30,7 +30,7 @@ def key_faults(job: Job, num_samples: int) -> list[Fault]:
         *_of_trigger(job, num_samples),
         *_of_metrics(job),
         *_of_mixing(job),
-        *_cut_groups(job, num_samples),
+        *_cut_ghost_batches(job, num_samples),
     ]
 
 
@@ -182,21 +182,22 @@ def _of_metrics(job: Job) -> Iterator[Fault]:
 
 def _of_mixing(job: Job) -> Iterator[Fault]:
     """Yield the faults of Mixup and CutMix, which mix the samples of a ghost batch and their classes."""
-    group, target = job.model.ghost_batch, job.task.target
+    ghost_batch, target = job.model.ghost_batch, job.task.target
     for key in ("mixup_alpha", "cutmix_alpha"):
-        if getattr(job.data, key) and group < 2:
-            fault = f"mixes the samples of a ghost batch, and model.ghost_batch = {group}; use >= 2, or set it to 0"
-            yield Fault(f"data.{key}", fault)
+        if getattr(job.data, key) and ghost_batch < 2:
+            fault = f"mixes the samples of a ghost batch, and model.ghost_batch = {ghost_batch}"
+            yield Fault(f"data.{key}", f"{fault}; use >= 2, or set it to 0")
         elif getattr(job.data, key) and target not in {"class", None}:
             yield Fault(f"data.{key}", f"mixes classes; set it to 0 with task.name = {job.task.name!r}")
 
 
-def _cut_groups(job: Job, num_samples: int) -> list[Fault]:
+def _cut_ghost_batches(job: Job, num_samples: int) -> list[Fault]:
     """Return faults for batches and a micro-batch limit that would cut ghost batches."""
-    group, stated = job.model.ghost_batch, [("layout.max_micro_batch", job.micro_batch_limit)]
-    if not job.is_adaptive and job.schedule.batch_unit(group) == group:  # `unit_faults` checks multiples of others
+    ghost_batch, stated = job.model.ghost_batch, [("layout.max_micro_batch", job.micro_batch_limit)]
+    # `unit_faults` checks multiples of other units.
+    if not job.is_adaptive and job.schedule.batch_unit(ghost_batch) == ghost_batch:
         stated += _stated_batches(job, num_samples)
-    return [Fault(key, cut_groups(samples, group)) for key, samples in stated if samples % group]
+    return [Fault(key, cut_ghost_batches(samples, ghost_batch)) for key, samples in stated if samples % ghost_batch]
 
 
 def _stated_batches(job: Job, num_samples: int) -> dict[tuple[str, int], None]:

@@ -140,7 +140,7 @@ def _check(origin: Path, checkpoint: Checkpoint, plan: Plan, changed: Mapping[st
             + "\n  ".join(lines)
             + "\n  start a new run instead: --name NAME"
         )
-    samples, group = checkpoint.samples, plan.ghost_batch
+    samples, ghost_batch = checkpoint.samples, plan.ghost_batch
     if samples >= plan.schedule.end_samples:
         raise RunError(
             f"{origin} is at sample {samples:,}, and this job ends at {plan.schedule.end_samples:,}: "
@@ -148,7 +148,7 @@ def _check(origin: Path, checkpoint: Checkpoint, plan: Plan, changed: Mapping[st
         )
     phase = plan.schedule.at(samples)
     done = samples - phase.start_samples
-    if samples % group or done % phase.global_batch:
+    if samples % ghost_batch or done % phase.global_batch:
         raise RunError(
             f"{origin} is at sample {samples:,}, {done / phase.global_batch:.2f} updates of {phase.global_batch} into "
             f"the phase that begins at {phase.start_samples:,}: no update of this job starts there. {_KEEP}"

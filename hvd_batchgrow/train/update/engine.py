@@ -329,13 +329,13 @@ class UpdateEngine:
         self.buckets.start_rest()
         return totals, handle
 
-    def _forward(self, micro_batch: MicroBatch, group: int) -> Losses:
+    def _forward(self, micro_batch: MicroBatch, ghost_batch: int) -> Losses:
         """Return the losses of the samples of a micro-batch."""
         set_sample_keys(self.keyed_modules, micro_batch.keys, self.device)
         if (norms := self.buckets.norms) and norms.layers:
-            norms.layers.begin(len(micro_batch.slots) * group, len(micro_batch.slots))
+            norms.layers.begin(len(micro_batch.slots) * ghost_batch, len(micro_batch.slots))
         losses = self.forward(self.model, micro_batch)
-        check_losses(losses, len(micro_batch.slots), group)
+        check_losses(losses, len(micro_batch.slots), ghost_batch)
         return losses
 
     def _add_units(self, losses: Losses, num_ghost_batches: int) -> None:
@@ -395,4 +395,4 @@ class UpdateEngine:
         for slots, loss in share.losses:
             if not torch.isfinite(loss):
                 bad[list(slots)] = 1
-        return tuple(self.ranks.all_reduce(bad, "bad groups").nonzero().flatten().tolist())
+        return tuple(self.ranks.all_reduce(bad, "bad ghost batches").nonzero().flatten().tolist())

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from hvd_batchgrow.config.layout import MOST_EXACT_GROUPS
+from hvd_batchgrow.config.layout import MOST_EXACT_GHOST_BATCHES
 
 _BITS = 62
 """The sum of the absolute values stays below 2⁶², so that no partial sum overflows an int64."""
@@ -47,8 +47,8 @@ class FixedPointSum:
         self._largest: Tensor | None = None
 
     def begin(self, num_ghost_batches: int) -> None:
-        """Begin an update of this number of ghost batches, at most `MOST_EXACT_GROUPS`."""
-        assert num_ghost_batches <= MOST_EXACT_GROUPS
+        """Begin an update of this number of ghost batches, at most `MOST_EXACT_GHOST_BATCHES`."""
+        assert num_ghost_batches <= MOST_EXACT_GHOST_BATCHES
         self.total.zero_()
         self._num_ghost_batches, self._largest = num_ghost_batches, None
         self._exponent = _BITS - _HEADROOM - self.magnitude - (num_ghost_batches - 1).bit_length()

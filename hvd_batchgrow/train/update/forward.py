@@ -71,7 +71,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, getattr(torch, precision))
 
 
-def check_losses(losses: Losses, num_ghost_batches: int, group: int) -> None:
+def check_losses(losses: Losses, num_ghost_batches: int, ghost_batch: int) -> None:
     """Check that there is one loss per sample of a micro-batch, and one weight if there are weights.
 
     A mean instead would give all micro-batches the same weight, whatever their size; and dividing by B is only
@@ -80,16 +80,16 @@ def check_losses(losses: Losses, num_ghost_batches: int, group: int) -> None:
     Args:
         losses: of the micro-batch.
         num_ghost_batches: its number of ghost batches.
-        group: γ.
+        ghost_batch: γ.
 
     Raises:
         ValueError: the losses or the weights have another shape.
     """
-    size, shape = num_ghost_batches * group, tuple(losses.each.shape)
+    size, shape = num_ghost_batches * ghost_batch, tuple(losses.each.shape)
     if shape != (size,) or not num_ghost_batches:
         raise ValueError(
             f"forward returned losses of shape {shape} for a micro-batch of {num_ghost_batches} ghost batches "
-            f"of {group}; it must return the loss of each sample, ({size},): reduction='none'"
+            f"of {ghost_batch}; it must return the loss of each sample, ({size},): reduction='none'"
         )
     if losses.weights is not None and losses.weights.shape != (size,):
         raise ValueError(

@@ -33,12 +33,12 @@ def read_micro_batches(
     """
     for slots in passes:
         at("reading samples")
-        groups = ghost_batches.take(len(slots))
+        taken = ghost_batches.take(len(slots))
         at("computing gradients")
-        yield join_groups(groups, slots, keyed_by)
+        yield join_ghost_batches(taken, slots, keyed_by)
 
 
-def ghost_batches_per_micro_batch(plan: Plan, group: int, ranks: int) -> int:
+def ghost_batches_per_micro_batch(plan: Plan, index: int, ranks: int) -> int:
     """Return how many ghost batches a rank reads as one batch from a ghost batch on: those up to the end of a pass.
 
     The reader calls it some batches before they are trained on. If the batch grows meanwhile, the batches in flight
@@ -46,35 +46,35 @@ def ghost_batches_per_micro_batch(plan: Plan, group: int, ranks: int) -> int:
 
     Args:
         plan: as it is known now.
-        group: the ghost batch of the stream, with group mod R = rank.
+        index: the ghost batch of the stream, with index mod R = rank.
         ranks: R.
     """
     schedule, size = plan.schedule, plan.ghost_batch
-    index = schedule.index_at(min(group * size, schedule.end_samples - 1))
-    first, batch = schedule.phases[index].start_samples // size, schedule.phases[index].global_batch // size
-    first += (group - first) // batch * batch
-    return ghost_batches_left(group, first, batch, plan.layouts[index].micro_batch // size, ranks)
+    phase = schedule.index_at(min(index * size, schedule.end_samples - 1))
+    first, batch = schedule.phases[phase].start_samples // size, schedule.phases[phase].global_batch // size
+    first += (index - first) // batch * batch
+    return ghost_batches_left(index, first, batch, plan.layouts[phase].micro_batch // size, ranks)
 
 
-def join_groups(
-    groups: Sequence[GhostBatches], slots: tuple[int, ...], keyed_by: tuple[int, int] | None = None
+def join_ghost_batches(
+    ghost_batches: Sequence[GhostBatches], slots: tuple[int, ...], keyed_by: tuple[int, int] | None = None
 ) -> MicroBatch:
     """Join ghost batches into one micro-batch.
 
     Args:
-        groups: ghost batches of the reader, in the order of the stream.
+        ghost_batches: ghost batches of the reader, in the order of the stream.
         slots: index of each ghost batch in the update.
         keyed_by: seed and N, if samples need keys for dropout.
     """
-    stream_index, ids = (np.concatenate([getattr(group, part) for group in groups]) for part in ("stream_index", "ids"))
+    stream_index, ids = (np.concatenate([getattr(g, part) for g in ghost_batches]) for part in ("stream_index", "ids"))
     return MicroBatch(
-        join_rows([group.inputs for group in groups]),
-        join_rows([group.targets for group in groups]),
+        join_rows([g.inputs for g in ghost_batches]),
+        join_rows([g.targets for g in ghost_batches]),
         slots,
         digest(stream_index, ids),
         [
             pair
-            for g in groups
+            for g in ghost_batches
             for pair in zip(*(part[g.replaced].tolist() for part in (g.stream_index, g.ids)), strict=True)
         ],
         sample_keys(keyed_by[0], stream_index // keyed_by[1], ids) if keyed_by else None,
