@@ -56,7 +56,7 @@ class Bench:
 
     def capture(self) -> Checkpoint:
         """Return a checkpoint like the trainer's."""
-        return Checkpoint(1, {}, self.model.state_dict(), self.optimizer.state_dict(), 0.0, {}, {}, {}, 0)
+        return checkpoint_of(self.model, self.optimizer)
 
     def updated_s(self) -> float:
         """Return the seconds of an update."""
@@ -85,6 +85,11 @@ class Bench:
         self.writer.wait()
         end = 2 * time.perf_counter() - begin
         return writing, longest_pause_s(lambda: time.perf_counter() < end), cpu_s
+
+
+def checkpoint_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> Checkpoint:
+    """Return a checkpoint like the trainer's."""
+    return Checkpoint(1, {}, model.state_dict(), optimizer.state_dict(), 0.0, {}, {}, {}, 0)
 
 
 def longest_pause_s(is_active: Callable[[], bool]) -> float:

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from benchmarks.checkpoint import checkpoint_of
 from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, broadcast_checkpoint, newest_good, write_checkpoint
 from hvd_batchgrow.train.checkpoints.writer import HostCopies, host_copy
@@ -86,7 +87,7 @@ class Bench:
 
     def capture(self) -> Checkpoint:
         """Return a checkpoint like the trainer's."""
-        return Checkpoint(1, {}, self.model.state_dict(), self.optimizer.state_dict(), 0.0, {}, {}, {}, 0)
+        return checkpoint_of(self.model, self.optimizer)
 
     def save(self) -> int:
         """Measure what saving takes; return the bytes of the file."""

@@ -17,6 +17,7 @@ import tyro
 
 from hvd_batchgrow import __version__
 from hvd_batchgrow.cli.argv_checks import word_faults
+from hvd_batchgrow.cli.option_help import join_descriptions
 from hvd_batchgrow.comm.launcher_env import environment_faults, is_first_process
 from hvd_batchgrow.job_file import split_overrides
 from hvd_batchgrow.messages.errors import UNNAMED, ExitCode, Fault, JobError, RunError, faults_of
@@ -57,8 +58,8 @@ PARSER: dict[str, Any] = {
 
 
 def commands_by_name() -> dict[str, type]:
-    """Return the classes of the commands by name."""
-    return {name: _class_of(name) for name in _CLASSES}
+    """Return the classes of the commands by name, with the descriptions of their options."""
+    return {name: join_descriptions(_class_of(name)) for name in _CLASSES}
 
 
 def _class_of(name: str) -> type:
@@ -81,6 +82,8 @@ def _parse(words: Sequence[str]) -> Any:
     command = _class_of(name)
     if faults := word_faults(command, rest):
         raise JobError(faults, "command line")
+    if not {"-h", "--help"}.isdisjoint(rest):
+        join_descriptions(command)
     return tyro.cli(command, args=rest, **settings | {"prog": f"{PARSER['prog']} {name}", "description": None})
 
 

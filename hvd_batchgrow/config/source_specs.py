@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from hvd_batchgrow.config.own_code import is_module_name
+from hvd_batchgrow.config.own_code import checked_name
 from hvd_batchgrow.config.registry import Registry
 from hvd_batchgrow.config.task_specs import TargetKind
 from hvd_batchgrow.messages.errors import Fault
@@ -78,10 +76,4 @@ SOURCES = Registry[SourceSpec]("hvd_batchgrow.data.sources")
 
 def check_source(name: str) -> str:
     """Return the name. Raises ValueError if it is neither a source nor `module:function`; the message suggests one."""
-    if SOURCES.get(name) or is_module_name(name):
-        return name
-    near = get_close_matches(name, SOURCES.names(), n=1)
-    if not near and re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", name):
-        near = [":".join(name.rsplit(".", 1))]
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"{hint}one of {', '.join(SOURCES.names())}, or your own module:function")
+    return checked_name(name, SOURCES.names(), "module:function")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Literal
 
-from hvd_batchgrow.config.own_code import is_module_name
+from hvd_batchgrow.config.own_code import checked_name
 from hvd_batchgrow.config.registry import Registry
 
 Direction = Literal["up", "down"]
@@ -48,8 +47,4 @@ TASKS = Registry[TaskSpec]("hvd_batchgrow.tasks.kinds")
 
 def check_task(name: str) -> str:
     """Return the name. Raises ValueError if it is neither a task nor `module:name`; the message suggests one."""
-    if TASKS.get(name) or is_module_name(name):
-        return name
-    near = get_close_matches(name, TASKS.names(), n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"{hint}one of {', '.join(TASKS.names())}, or your own module:name")
+    return checked_name(name, TASKS.names())

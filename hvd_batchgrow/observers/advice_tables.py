@@ -10,6 +10,7 @@ from typing import Any
 import tomli_w
 from rich.table import Table
 
+from hvd_batchgrow.config import Job
 from hvd_batchgrow.observers.console_tables import number_table
 from hvd_batchgrow.schedule.adaptive.noise_record import Observation, typical
 from hvd_batchgrow.schedule.advice import Advice, AdvisedPhase
@@ -82,9 +83,14 @@ def _band(b_simple: float | None, low: float | None, high: float | None) -> str:
 
 def advised_job_file(advice: Advice) -> str:
     """Return the advised job as TOML. Its comments name the source, the cost, and where the evidence is weak."""
-    folded = [part for line in _head(advice) for part in textwrap.wrap(line, 116, subsequent_indent="  ") or [""]]
-    head = "".join(f"# {line}".rstrip() + "\n" for line in folded)
-    return f"{head}\n{tomli_w.dumps(advice.job.model_dump(mode='json', exclude_none=True))}"
+    return commented_job_file(_head(advice), advice.job)
+
+
+def commented_job_file(head: Sequence[str], job: Job) -> str:
+    """Return a job as TOML, after lines of comments, which are wrapped."""
+    folded = [part for line in head for part in textwrap.wrap(line, 116, subsequent_indent="  ") or [""]]
+    comments = "".join(f"# {line}".rstrip() + "\n" for line in folded)
+    return f"{comments}\n{tomli_w.dumps(job.model_dump(mode='json', exclude_none=True))}"
 
 
 def _head(advice: Advice) -> list[str]:
@@ -108,8 +114,7 @@ def _head(advice: Advice) -> list[str]:
 
 def summary(advice: Advice) -> list[str]:
     """Return sentences on the number of updates, the learning rate and the noise scale."""
-    ours, runs = advice.plan.num_updates, advice.run.num_updates
-    ratio = f"{runs / ours:.2f}× fewer" if ours <= runs else f"{ours / runs:.2f}× more"
+    updates = against_run(advice.plan.num_updates, advice.run.num_updates)
     first, last = advice.plan.schedule.phases[0], advice.plan.schedule.phases[-1]
     fall = advice.plan.noise_scale(first) / advice.plan.noise_scale(last)
     if advice.replaces_decay:
@@ -126,7 +131,13 @@ def summary(advice: Advice) -> list[str]:
         noise = (
             "The run kept its noise scale constant, and so does this job: lr rises with the batch, above the run's lr."
         )
-    return [f"{ours:,} updates against the run's {runs:,}: {ratio}.{_price(advice)}", noise]
+    return [f"{updates}{_price(advice)}", noise]
+
+
+def against_run(ours: int, runs: int) -> str:
+    """Return a sentence that compares the number of updates of an advised job with that of its run."""
+    ratio = f"{runs / ours:.2f}× fewer" if ours <= runs else f"{ours / runs:.2f}× more"
+    return f"{ours:,} updates against the run's {runs:,}: {ratio}."
 
 
 def _price(advice: Advice) -> str:

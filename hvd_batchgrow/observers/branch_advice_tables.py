@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import tomli_w
 from rich.table import Table
 
+from hvd_batchgrow.observers.advice_tables import against_run, commented_job_file
 from hvd_batchgrow.observers.console_tables import number_table
 from hvd_batchgrow.schedule.branch_advice import BranchAdvice, CriticalBatch
 from hvd_batchgrow.schedule.recorded_run import RecordedRun
@@ -28,14 +27,10 @@ def critical_table(run: RecordedRun, found: Sequence[CriticalBatch]) -> Table:
 
 def branch_job_file(advice: BranchAdvice) -> str:
     """Return the advised job as TOML, with the evidence in comments."""
-    folded = [part for line in _head(advice) for part in textwrap.wrap(line, 116, subsequent_indent="  ") or [""]]
-    head = "".join(f"# {line}".rstrip() + "\n" for line in folded)
-    return f"{head}\n{tomli_w.dumps(advice.job.model_dump(mode='json', exclude_none=True))}"
+    return commented_job_file(_head(advice), advice.job)
 
 
 def _head(advice: BranchAdvice) -> list[str]:
-    ours, runs = advice.plan.num_updates, advice.run.num_updates
-    ratio = f"{runs / ours:.2f}× fewer" if ours <= runs else f"{ours / runs:.2f}× more"
     noise = (
         "The noise scale equals the run's at every epoch: where it fell, the batch grows up to the critical batch, and "
         "lr decays by the remaining factor."
@@ -45,7 +40,7 @@ def _head(advice: BranchAdvice) -> list[str]:
     )
     return [
         f"Advice from the branches of {' '.join(advice.run.folder.split())}.",
-        f"{ours:,} updates against the run's {runs:,}: {ratio}. {noise}",
+        f"{against_run(advice.plan.num_updates, advice.run.num_updates)} {noise}",
         *(
             f"- epoch {one.samples / advice.run.num_samples:.2f}: critical batch "
             f"{'at least ' if one.is_bound else ''}{one.critical:,} (batch of the run {one.global_batch:,})"

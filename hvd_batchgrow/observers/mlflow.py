@@ -14,17 +14,12 @@ from mlflow.exceptions import MlflowException
 from hvd_batchgrow.observers.console_tables import plan_table
 from hvd_batchgrow.observers.markdown import markdown_table
 from hvd_batchgrow.observers.run_tags import run_tags
-from hvd_batchgrow.observers.scalars import (
-    UPDATES,
-    evaluation_scalars,
-    hyperparameters,
-    prefixes_of,
-    record_scalars,
-)
+from hvd_batchgrow.observers.scalars import UPDATES, hyperparameters
+from hvd_batchgrow.observers.service_observer import ServiceObserver
 from hvd_batchgrow.storage.atomic import write_atomically
 from hvd_batchgrow.storage.regular_files import read_regular
 from hvd_batchgrow.storage.strict_json import dump_json
-from hvd_batchgrow.train.events import EvaluatedSet, Evaluation, Observer, RunEnded, RunStarted, TrainRecord
+from hvd_batchgrow.train.events import RunEnded, RunStarted
 
 _EXPERIMENT = "hvd_batchgrow"
 _MOST_CHARACTERS = 500
@@ -33,7 +28,7 @@ _AT_ONCE = 100
 """Most parameters in one request; MLflow's limit."""
 
 
-class MLflow(Observer):
+class MLflow(ServiceObserver):
     """Logs to the server or database of MLFLOW_TRACKING_URI, or to MLflow's default in the working directory.
 
     The run's id is in `runs/NAME/mlflow.json`, so a resumed run continues the same MLflow run. MLflow cannot delete
@@ -41,18 +36,18 @@ class MLflow(Observer):
     """
 
     def __init__(self) -> None:
+        super().__init__()
         # MLflow's defaults, 7 retries of 120 s each, would stop training for minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         self._client = MlflowClient()
         self._run_id = ""
-        self._prefixes: dict[EvaluatedSet, str] = {}
         self._last: dict[str, int] = {}
         """Samples at the last point that MLflow has of the training records and of each set."""
 
     def on_start(self, event: RunStarted) -> None:
         """Continue the MLflow run of this folder, or create one."""
-        self._prefixes = prefixes_of(event)
+        super().on_start(event)
         known = self._known_run(event.folder / "mlflow.json")
         if known is None:
             self._create(event)
@@ -61,14 +56,6 @@ class MLflow(Observer):
             self._client.update_run(known, status="RUNNING")
         curves = {"train": UPDATES} | {prefix: f"{prefix}/loss" for prefix in self._prefixes.values()}
         self._last = {kind: self._last_step(name) for kind, name in curves.items()} if known else {}
-
-    def on_record(self, event: TrainRecord) -> None:
-        """Log the numbers of a training record, at the sample counter as the step."""
-        self._log("train", record_scalars(event), event.samples)
-
-    def on_evaluation(self, event: Evaluation) -> None:
-        """Log the results of an evaluation."""
-        self._log(self._prefixes[event.dataset], evaluation_scalars(event, self._prefixes), event.samples)
 
     def on_end(self, event: RunEnded) -> None:
         """Set the status: FINISHED at the end of the plan; KILLED after a stop, until the run is resumed."""

@@ -11,16 +11,17 @@ from typing import Any
 import wandb
 
 from hvd_batchgrow.observers.run_tags import run_tags
-from hvd_batchgrow.observers.scalars import evaluation_scalars, hyperparameters, prefixes_of, record_scalars
+from hvd_batchgrow.observers.scalars import hyperparameters
+from hvd_batchgrow.observers.service_observer import ServiceObserver
 from hvd_batchgrow.storage.atomic import write_atomically
 from hvd_batchgrow.storage.regular_files import read_regular
 from hvd_batchgrow.storage.strict_json import dump_json
-from hvd_batchgrow.train.events import EvaluatedSet, Evaluation, Observer, RunEnded, RunStarted, TrainRecord
+from hvd_batchgrow.train.events import RunEnded, RunStarted
 
 _SAMPLES = "progress/samples"
 
 
-class WeightsAndBiases(Observer):
+class WeightsAndBiases(ServiceObserver):
     """Logs to `runs/NAME/wandb`, for `wandb sync`; with WANDB_MODE=online, to the service too.
 
     The run's id is in `runs/NAME/wandb.json`, so a resumed run continues the same W&B run. W&B cannot delete points, so
@@ -29,16 +30,17 @@ class WeightsAndBiases(Observer):
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._run: Any = None
         self._path = Path()
-        self._prefixes: dict[EvaluatedSet, str] = {}
         self._known: dict[str, Any] = {}
         """The content of wandb.json: `id`, and in `last` the samples at the last point of the training records and of
         each set."""
 
     def on_start(self, event: RunStarted) -> None:
         """Continue the W&B run of this folder, or create one."""
-        self._prefixes, self._path = prefixes_of(event), event.folder / "wandb.json"
+        super().on_start(event)
+        self._path = event.folder / "wandb.json"
         self._known = _read(self._path) or {"id": uuid.uuid4().hex[:12], "last": {}}
         self._write()
         tags = run_tags(event)
@@ -55,14 +57,6 @@ class WeightsAndBiases(Observer):
             settings=wandb.Settings(silent=True, console="off"),
         )
         self._run.define_metric("*", step_metric=_SAMPLES)
-
-    def on_record(self, event: TrainRecord) -> None:
-        """Log the numbers of a training record; charts have the sample counter as their axis."""
-        self._log("train", record_scalars(event), event.samples)
-
-    def on_evaluation(self, event: Evaluation) -> None:
-        """Log the results of an evaluation."""
-        self._log(self._prefixes[event.dataset], evaluation_scalars(event, self._prefixes), event.samples)
 
     def on_end(self, event: RunEnded) -> None:
         """Close the W&B run; the next attempt continues it."""

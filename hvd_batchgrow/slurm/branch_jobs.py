@@ -12,7 +12,7 @@ from hvd_batchgrow.slurm.branch_ledger import Submission, read_submissions, writ
 from hvd_batchgrow.slurm.chain import Script, Site
 from hvd_batchgrow.slurm.ledger_file import FOLDER
 from hvd_batchgrow.slurm.render import log_pattern, render
-from hvd_batchgrow.slurm.scheduler import Scheduler
+from hvd_batchgrow.slurm.scheduler import Scheduler, cancel_submitted
 
 _TASK = "SLURM_ARRAY_TASK_ID"
 """Variable of a task with its index in the array, which is the factor of its branch."""
@@ -112,20 +112,8 @@ def submit_branches(
     except RunError as error:
         with contextlib.suppress(RunError):
             write_submissions(array.folder, (*before, now) if now.job_ids() else before)
-        raise _cancel(error, now, scheduler) from None
+        raise cancel_submitted(error, now.job_ids(), scheduler) from None
     except KeyboardInterrupt:
         stopped = RunError("interrupted during sbatch: squeue --me shows whether Slurm has accepted a job")
-        raise _cancel(stopped, now, scheduler) from None
+        raise cancel_submitted(stopped, now.job_ids(), scheduler) from None
     return now
-
-
-def _cancel(error: RunError, now: Submission, scheduler: Scheduler) -> RunError:
-    """Cancel the submitted jobs after an error, and return the error with their ids."""
-    if not now.job_ids():
-        return error
-    ids = " ".join(map(str, now.job_ids()))
-    try:
-        scheduler.cancel(now.job_ids())
-    except RunError as second:
-        return RunError(f"{error}\n  jobs {ids} are still there: {second}")
-    return RunError(f"{error}\n  cancelled the submitted jobs: {ids}")

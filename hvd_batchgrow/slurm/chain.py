@@ -27,7 +27,7 @@ from hvd_batchgrow.slurm.ledger import (
 )
 from hvd_batchgrow.slurm.ledger_file import FOLDER
 from hvd_batchgrow.slurm.render import TEMPLATES, log_pattern, render
-from hvd_batchgrow.slurm.scheduler import Scheduler
+from hvd_batchgrow.slurm.scheduler import Scheduler, cancel_submitted
 from hvd_batchgrow.storage.regular_files import read_regular
 
 
@@ -165,29 +165,24 @@ def submit_chain(job: Job, ledger: Ledger, scripts: Sequence[Script], run: Path,
             ledger = ledger.with_job(k, after)
             write_ledger(run, ledger)
         except RunError as error:
-            raise _cancel_submitted(error, k, ledger, run, scheduler) from None
+            raise _cancel_chain(error, k, ledger, run, scheduler) from None
         except KeyboardInterrupt:
             stopped = RunError("interrupted during sbatch: squeue --me shows whether Slurm has accepted the job")
             unknown = ledger if ledger.entries[k].job_id else ledger.being_submitted(k)
-            raise _cancel_submitted(stopped, k, unknown, run, scheduler) from None
+            raise _cancel_chain(stopped, k, unknown, run, scheduler) from None
     return ledger
 
 
-def _cancel_submitted(error: RunError, index: int, ledger: Ledger, run: Path, scheduler: Scheduler) -> RunError:
+def _cancel_chain(error: RunError, index: int, ledger: Ledger, run: Path, scheduler: Scheduler) -> RunError:
     """Cancel the submitted jobs after an error, and return the error with their ids."""
     submitted = ledger.live_ids()
-    ids = " ".join(map(str, submitted))
     with contextlib.suppress(RunError):
         write_ledger(run, ledger)
-    if not submitted:
-        return RunError(f"chain job {index + 1}: {error}")
-    try:
-        scheduler.cancel(submitted)
-    except RunError as second:
-        return RunError(f"chain job {index + 1}: {error}\n  jobs {ids}, submitted before it, are still there: {second}")
-    with contextlib.suppress(RunError):
-        write_ledger(run, ledger.with_states(scheduler.states(submitted)))
-    return RunError(f"chain job {index + 1}: {error}\n  cancelled the submitted jobs: {ids}")
+    failed = cancel_submitted(RunError(f"chain job {index + 1}: {error}"), submitted, scheduler)
+    if submitted:
+        with contextlib.suppress(RunError):
+            write_ledger(run, ledger.with_states(scheduler.states(submitted)))
+    return failed
 
 
 def _width(chain_job: ChainJob) -> str:

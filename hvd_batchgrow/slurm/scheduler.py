@@ -200,6 +200,18 @@ class Slurm:
         return known
 
 
+def cancel_submitted(error: RunError, job_ids: Sequence[int], scheduler: Scheduler) -> RunError:
+    """Cancel the jobs that were submitted before an error, and return the error with their ids."""
+    if not job_ids:
+        return error
+    ids = " ".join(map(str, job_ids))
+    try:
+        scheduler.cancel(job_ids)
+    except RunError as second:
+        return RunError(f"{error}\n  jobs {ids}, submitted before it, are still there: {second}")
+    return RunError(f"{error}\n  cancelled the submitted jobs: {ids}")
+
+
 def is_live(state: str) -> bool:
     """Return whether a job in this state may still run, or run again."""
     return state in {
