@@ -27,7 +27,8 @@ def connect(backend: Backend = "auto", device: DeviceKey = "auto", ranks_per_gpu
     call, unless `backend` is "horovod".
 
     Args:
-        backend: library for the collectives; "auto" takes one that can sum on the device.
+        backend: library for the collectives; "auto" is Horovod, or torch.distributed under torchrun, without Horovod,
+            or if Horovod cannot sum on the GPUs.
         device: `layout.device` of the job to train.
         ranks_per_gpu: `layout.ranks_per_gpu` of that job.
 

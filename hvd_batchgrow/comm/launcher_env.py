@@ -12,8 +12,7 @@ from hvd_batchgrow.messages.errors import Fault
 from hvd_batchgrow.messages.wording import shown
 
 Backend = Literal["auto", "horovod", "torch"]
-"""Library for collectives. auto: Horovod; torch.distributed under torchrun, without Horovod, or if it cannot sum
-on the GPUs."""
+"""Library for collectives; "auto" as in `connect`."""
 
 TORCHRUN, GLOO, OPEN_MPI, OTHER_MPI = "torchrun", "horovodrun --gloo", "mpirun", "an MPI launcher"
 SRUN_PMIX, SRUN_PMI2 = "srun --mpi=pmix", "srun --mpi=pmi2"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from hvd_batchgrow import __version__
 from hvd_batchgrow.cli import main
+from hvd_batchgrow.cli.commands import _CLASSES
 from hvd_batchgrow.comm.launcher_env import environment_faults
 
 
@@ -109,6 +111,29 @@ def test_help_is_printed_by_tyro(capsys: pytest.CaptureFixture[str]) -> None:
         main(["plan", "--help"])
     assert caught.value.code == 0
     assert "--ranks INT" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", sorted(_CLASSES))
+def test_no_description_in_the_help_is_broken_within_a_sentence(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "2000")  # so that no line is folded
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    boxes = [line.strip("│ ") for line in capsys.readouterr().out.splitlines() if line.startswith(("│", " "))]
+    lines = [line for line in boxes if line.strip("-") and line not in {"positional arguments", "options"}]
+    assert lines
+    for line in lines:  # an option, its description, or both
+        assert line.startswith(("-", "PATH", "[", "{")) or re.search(r"\((default: .*|required)\)$", line), line
+
+
+def test_a_description_of_two_lines_is_printed_in_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert "without Horovod, or if it cannot sum on the GPUs. (default: auto)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

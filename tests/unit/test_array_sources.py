@@ -112,6 +112,16 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, data: bytes, message
         read_idx(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"), [("none", "No such file or directory"), ("folder", "Is a directory")], ids=["missing", "folder"]
+)
+def test_the_message_for_an_unreadable_file_has_its_path_once(tmp_path: Path, name: str, reason: str) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(RunError) as caught:
+        read_idx(tmp_path / name)
+    assert str(caught.value) == f"{tmp_path / name} cannot be read: {reason}"
+
+
 def test_an_idx_folder_is_a_source(tmp_path: Path) -> None:
     expected = small_source()
     source = load("idx", write_idx_folder(tmp_path, expected), num_samples=NUM_TRAIN)

@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[2]
         ("mlfow", r"did you mean 'mlflow'\? one of mlflow, wandb, or your own module:name"),
         ("WandB", r"did you mean 'wandb'\?"),
         ("tensorboard", r"logging\.tensorboard"),
+        ("observers.Mine", r"did you mean 'observers:Mine'\?"),
         ("my observer:Class", "one of mlflow, wandb, or your own module:name"),
     ],
 )

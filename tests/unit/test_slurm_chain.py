@@ -340,6 +340,13 @@ def test_what_slurm_has_forgotten_the_ledger_and_the_checkpoints_know(tmp_path: 
     ]
 
 
+def test_a_ledger_that_is_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "slurm" / "ledger.json").mkdir(parents=True)
+    with pytest.raises(RunError) as caught:
+        read_ledger(tmp_path)
+    assert str(caught.value) == f"{tmp_path / 'slurm/ledger.json'} cannot be read: Is a directory"
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": 9}', '{"format": 1, "name": "x", "chain_jobs": [{"job": 1}]}'])
 def test_a_damaged_ledger_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "slurm").mkdir()

@@ -150,6 +150,7 @@ def test_a_language_model_averages_over_tokens_and_skips_those_that_do_not_count
     ("section", "fault"),
     [
         ({"name": "clasification"}, "task.name: did you mean 'classification'.*, got 'clasification'"),
+        ({"name": "losses.Focal"}, "task.name: did you mean 'losses:Focal'.*, got 'losses.Focal'"),
         (
             {"name": "regression", "label_smoothing": 0.1},
             "task.label_smoothing: is not used by 'regression', but by cl",

@@ -160,7 +160,7 @@ def _contents(place: Path, version: Version, report: ReportProgress) -> Iterator
         else:
             yield from _members(place, version, report)
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise unreadable(place, error) from None
+        raise unreadable(getattr(error, "filename", None) or place, error) from None
 
 
 def _members(archive: Path, version: Version, report: ReportProgress) -> Iterator[tuple[str, bytes]]:
