@@ -86,10 +86,8 @@ def compile_twin(twin: Job, ranks: int, num_samples: int) -> Plan:
     Raises:
         JobError: it cannot be formed on any number of ranks.
     """
-    num_ghost_batches = twin.schedule.first_batch // twin.model.ghost_batch
-    return compile_plan(
-        twin, next(formable_ranks(num_ghost_batches, ranks, uneven_ranks=twin.layout.uneven_ranks)), num_samples
-    )
+    groups = twin.schedule.first_batch // twin.model.ghost_batch
+    return compile_plan(twin, next(formable_ranks(groups, ranks, uneven_ranks=twin.layout.uneven_ranks)), num_samples)
 
 
 def weight_decay_note(plan: Plan, twin: Plan) -> str | None:
