@@ -38,7 +38,7 @@ class BranchRecord:
     """Learning rate ε f(k)."""
     ranks: int
     losses: Array
-    """(updates,): training loss of each update; NaN if it was skipped because it was not finite."""
+    """(updates,): training loss of each update; NaN if it was not finite."""
     update_s: float
     """Median time of an update; NaN if it was not measured."""
     held_out: float
@@ -48,6 +48,8 @@ class BranchRecord:
     """That set: `validation` or `test`."""
     outcomes: Outcomes | None = None
     """Losses of the test samples, if the test set is the one that is evaluated during training."""
+    weights: Array | None = None
+    """(updates,): the sum of the weights of each update's samples; None: the samples have no weights."""
 
     @property
     def seconds(self) -> float:
@@ -76,7 +78,7 @@ class BranchResult:
 
     record: BranchRecord
     loss: float
-    """Mean training loss over the second half of the samples; NaN if an update there was not finite."""
+    """Mean training loss over the second half of the samples; NaN if the loss of an update there was not finite."""
     difference: MeanInterval | None
     """Of `loss`, this branch minus the first; None for the first branch, and if a loss is not finite."""
     held_out: HeldOut | None
@@ -197,7 +199,7 @@ def read_branch(folder: Path, factor: int, start: int) -> BranchRecord:
     during = [line for line in run.evaluations if line["samples"] == expected[-1]]
     by_set = {line["dataset"]: line for line in during}
     held_out = by_set.get("validation") or by_set.get("test") or {"dataset": "test"}
-    ranks = run.column("ranks")[rows]
+    ranks, weights = run.column("ranks")[rows], run.column("loss_weight")[rows]
     return BranchRecord(
         folder,
         factor,
@@ -209,6 +211,7 @@ def read_branch(folder: Path, factor: int, start: int) -> BranchRecord:
         float(held_out.get("loss", math.nan)),
         held_out["dataset"],
         read_outcomes(folder) if held_out["dataset"] == "test" else None,
+        np.where(np.isnan(weights), batch, weights),  # records of older versions do not have it
     )
 
 
@@ -225,12 +228,12 @@ def compare_branches(records: Sequence[BranchRecord], block: int, tolerance: flo
         RunError: a loss of the first branch is not finite.
     """
     first = records[0]
-    base = _last_half(block_losses(first.losses, block // first.global_batch))
+    base = _last_half(block_losses(first.losses, block // first.global_batch, first.weights))
     if not np.isfinite(base).all():
         raise RunError(f"{first.folder}: the loss of the run's own batch is not finite, so nothing can be compared")
     results = [BranchResult(first, float(base.mean()), None, None, is_not_worse=True)]
     for record in records[1:]:
-        losses = _last_half(block_losses(record.losses, block // record.global_batch))
+        losses = _last_half(block_losses(record.losses, block // record.global_batch, record.weights))
         difference = mean_interval(losses - base) if np.isfinite(losses).all() else None
         results.append(
             BranchResult(
@@ -244,9 +247,14 @@ def compare_branches(records: Sequence[BranchRecord], block: int, tolerance: flo
     return Branching(tuple(results), tolerance)
 
 
-def block_losses(losses: Array, updates: int) -> Array:
-    """Return the mean loss of each block of this number of updates."""
-    return np.asarray(losses.reshape(-1, updates).mean(axis=1))
+def block_losses(losses: Array, updates: int, weights: Array | None = None) -> Array:
+    """Return the mean loss of each block of this number of updates: Σ weight · loss / Σ weight.
+
+    The loss of an update is a ratio too. Unweighted means of such ratios would depend on the batch.
+    """
+    weights = np.ones_like(losses) if weights is None else weights
+    sums, totals = (each.reshape(-1, updates).sum(axis=1) for each in (weights * losses, weights))
+    return np.asarray(np.divide(sums, totals, out=np.full_like(sums, np.nan), where=totals > 0))
 
 
 def _last_half(blocks: Array) -> Array:

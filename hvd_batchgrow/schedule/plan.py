@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -67,6 +68,23 @@ class Plan:
                 until = phase.start_samples
                 break
         return ranks, until
+
+    @property
+    def milestones(self) -> set[int]:
+        """Sample counters whose checkpoints are kept: those of `Schedule.milestones` without mere changes of the gain.
+
+        With AdaScale there may be hundreds of these. Where the learning rate changes by another factor, a gain and a
+        boundary of the learning rate coincide.
+        """
+        schedule, kept = self.schedule, self.schedule.milestones
+        gains = self.decisions if self.job.trigger.scales_progress else ()
+        for decision in gains:
+            if decision.samples >= schedule.end_samples:
+                break
+            before, now = (schedule.phases[schedule.index_at(decision.samples - k)].lr for k in (1, 0))
+            if math.isclose(now / before, decision.new_lr / decision.old_lr, rel_tol=1e-9):
+                kept.discard(decision.samples)
+        return kept
 
     @property
     def notes(self) -> list[str]:

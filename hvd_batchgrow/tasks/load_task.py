@@ -18,7 +18,7 @@ RESERVED = frozenset(
         *("kind", "dataset", "samples", "epoch", "progress_epochs", "updates", "phase", "lr", "momentum"),
         *("global_batch", "accumulation", "ranks", "noise_scale", "loss", "samples_per_s", "data_wait_pct"),
         *("backward_pct", "allreduce_pct", "optimizer_pct", "trust_ratio", "skipped", "gradient_noise"),
-        *("norm_layers", "elapsed_s", "replay_checks"),
+        *("norm_layers", "elapsed_s", "loss_weight", "replay_checks"),
     }
 )
 """Names of other values in the lines of metrics.jsonl; a metric must have another name."""

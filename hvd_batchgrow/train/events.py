@@ -69,7 +69,7 @@ class TrainRecord:
     """Ranks that this phase uses."""
     noise_scale: float
     loss: float
-    """Mean over all samples of the window, on all ranks."""
+    """Mean over all samples of the window, on all ranks; without updates whose loss is not finite."""
     metrics: dict[str, float]
     """Those of the task, over all samples of the window, on all ranks."""
     samples_per_s: float
@@ -91,6 +91,8 @@ class TrainRecord:
     """With the estimator "norm_layers": what it was computed from; None: not measured."""
     elapsed_s: float | None = None
     """Wall time of the run up to here, over all attempts, with evaluations and checkpoints; None outside of a run."""
+    loss_weight: float | None = None
+    """Sum of the weights of the samples in `loss`; None: the samples have no weights."""
     replay_checks: int = 0
     """Checks of `checks.replay_every` that have passed since the start of the run."""
 

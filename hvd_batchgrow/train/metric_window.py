@@ -26,11 +26,12 @@ class MetricWindow:
     """Sum and count of each metric."""
 
     def add(self, result: UpdateResult, samples: int) -> None:
-        """Add an update of `samples` samples; if it was skipped, only its samples and its time count."""
+        """Add an update of `samples` samples; if its loss is not finite, only its samples and its time count."""
         self.updates += 1
         self.samples += samples
         self.metrics = self.metrics or dict.fromkeys(result.metrics, (0.0, 0.0))
-        if not result.skipped:  # the loss of a skipped update may be NaN
+        # If only the gradient of a skipped update was not finite, as with too large a loss scale, its loss counts.
+        if math.isfinite(result.loss_sum) and math.isfinite(result.weight):
             self.weight += result.weight
             self.loss += result.loss_sum
             for name, parts in result.metrics.items():
@@ -46,7 +47,7 @@ class MetricWindow:
         trust_ratio: float | None,
         seconds: Mapping[Stage, float],
     ) -> TrainRecord:
-        """Return the record of this window. If all its updates were skipped, loss and metrics are NaN.
+        """Return the record of this window. If no update has a finite loss, loss and metrics are NaN.
 
         Args:
             plan: of the run.
@@ -72,6 +73,7 @@ class MetricWindow:
             ranks=layout.ranks,
             noise_scale=plan.noise_scale(phase),
             loss=_mean((self.loss, self.weight)),
+            loss_weight=self.weight,
             metrics={name: _mean(parts) for name, parts in self.metrics.items()},
             samples_per_s=self.samples / total,
             data_wait_pct=100 * seconds["data"] / total,

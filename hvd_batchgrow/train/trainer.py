@@ -98,8 +98,7 @@ class Trainer:
         self.team = ranks
         """The ranks that train the current phase."""
         self.replay_check = ReplayCheck(parts, ranks, self.state, folder)
-        boundaries = plan.schedule.milestones
-        self.writer = CheckpointWriter(folder / "checkpoints", self.job.checkpoint.keep, boundaries)
+        self.writer = CheckpointWriter(folder / "checkpoints", self.job.checkpoint.keep, plan.milestones)
 
     def run(
         self, stop: Stop, checkpoint: Checkpoint | None = None, notes: Sequence[str] = (), replay: Path | None = None
@@ -162,7 +161,8 @@ class Trainer:
                 window = self._log(window, index, phase)
             evaluation = self._evaluate_if_due(before)
             if may_grow and self._decide_if_due(before, evaluation, at_boundary=at_boundary):
-                window, at_boundary = self._log(window, index, phase), not self.job.trigger.scales_progress
+                # In a replay, a change of the gain ends a phase of the plan, too.
+                window, at_boundary = self._log(window, index, phase), state.samples in self.plan.milestones
             if may_grow and at_boundary:
                 reestimate(self.parts, state.samples, micro_batch, team)
                 if self.job.model.precise_bn_samples is not None:
@@ -335,9 +335,7 @@ class Trainer:
         if decisions == self.plan.decisions:
             return
         self.plan = compile_plan(self.plan.job, self.plan.num_ranks, self.plan.num_samples, None, decisions)
-        if not self.job.trigger.scales_progress:
-            for decision in decisions:
-                self.writer.keep_for_good(decision.samples)
+        self.writer.milestones = self.plan.milestones
         if self.ranks.rank == 0:
             write_plan(self.folder, self.plan)
 

@@ -79,6 +79,18 @@ def assert_close(seen: NoiseEstimate, wanted: NoiseEstimate, rel: float = 1e-9) 
     assert seen.squared_norm == pytest.approx(wanted.squared_norm, rel=rel, abs=rel * wanted.trace)
 
 
+def weigh(engine: UpdateEngine) -> None:
+    """Give each sample a weight that its label decides, as class weights do."""
+    plain = engine.forward
+
+    def forward(model: nn.Module, part: MicroBatch) -> Losses:
+        losses = plain(model, part)
+        weights = 1 / (1.0 + part.targets.to(losses.each.dtype))
+        return replace(losses, each=losses.each * weights, weights=weights)
+
+    engine.forward = forward
+
+
 # --- against each pass alone ------------------------------------------------------------------------
 
 
@@ -222,13 +234,18 @@ def test_measuring_changes_no_bit_of_the_weights(ranks: Ranks, per_pass: int, se
     assert tree_digest(trees[0]) == tree_digest(trees[1])
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("num_ghost_batches", [12, 11])
-def test_exact_measurements_are_those_of_one_rank_to_the_bit(ranks: Ranks, num_ghost_batches: int) -> None:
+def test_exact_measurements_are_those_of_one_rank_to_the_bit(
+    ranks: Ranks, num_ghost_batches: int, weighted: bool
+) -> None:
     """Against the groups of all ranks served in one process, in another order."""
     alone = make_engine(SingleRank(), exact=True, single=True)
     together = make_engine(ranks, exact=True, single=True)
     for engine in (alone, together):
         engine.measure_noise(per_layer_group=False)
+        if weighted:
+            weigh(engine)
     for update in range(golden.NUM_UPDATES):
         first = golden.serve(alone, alone.ranks, 1, update, num_ghost_batches, order=-1)
         second = golden.serve(together, ranks, 1, update, num_ghost_batches)

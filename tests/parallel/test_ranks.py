@@ -46,7 +46,7 @@ class Terms:
             loss = loss + (10.0**k * self.parameters[k]).sum()
         self.buckets.zero(1)
         self.buckets.start_when_ready(1.0)
-        self.buckets.begin_backward(loss, 1)
+        self.buckets.begin_backward(loss, 1, 1)
         loss.backward()
         self.buckets.end_backward()
         self.buckets.start_rest()

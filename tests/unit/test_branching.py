@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,15 @@ import pytest
 from numpy.typing import NDArray
 
 from hvd_batchgrow.messages.errors import RunError
-from hvd_batchgrow.results.branching import BranchRecord, block_losses, compare_branches, held_out_difference
+from hvd_batchgrow.results.branching import (
+    BranchRecord,
+    block_losses,
+    compare_branches,
+    held_out_difference,
+    read_branch,
+)
 from hvd_batchgrow.results.outcomes import Outcomes
+from tests.helpers import plan_tree
 
 Array = NDArray[np.float64]
 
@@ -90,6 +99,49 @@ def test_pairing_makes_the_intervals_narrower_than_those_of_other_samples(quadra
         assert other.difference is not None
         widths.append(paired.difference.half_width / other.difference.half_width)
     assert np.median(widths) < 0.5
+
+
+# --- weights of samples -------------------------------------------------------------------------
+
+
+def test_a_network_is_not_worse_than_itself_whatever_the_weights_of_its_samples() -> None:
+    """Class weights of 49:1, with 2 % of the samples in the rare class: Σ wl / Σ w over a block has no batch."""
+    random, size, count, blocks = np.random.default_rng(0), 128, 8, 64
+    rare = random.random(size * count * blocks) < 0.02
+    weights = np.where(rare, 49.0, 1.0)
+    losses = weights * np.where(rare, 2.0, 0.3) * random.gamma(4, 0.25, len(rare))
+    records = []
+    for factor in (1, 2, 4, 8):
+        sums, totals = (each.reshape(-1, factor * size).sum(1) for each in (losses, weights))
+        of_updates = replace(record(factor, sums / totals), weights=totals, global_batch=factor * size)
+        records.append(of_updates)
+    found = compare_branches(records, size * count)
+    for result in found.results[1:]:
+        assert result.difference is not None
+        assert result.difference.mean == pytest.approx(0, abs=1e-12)
+    half = (each.reshape(blocks, -1)[blocks // 2 :].sum(1) for each in (losses, weights))
+    assert found.results[0].loss == pytest.approx(float(np.mean(np.divide(*half))))
+
+
+def test_a_block_has_the_mean_over_its_weight() -> None:
+    losses, weights = np.array([1.0, 4.0, 2.0, np.nan]), np.array([30.0, 10.0, 5.0, 0.0])
+    found = block_losses(losses, 2, weights)
+    assert found[0] == (30 * 1 + 10 * 4) / 40
+    assert np.isnan(found[1])
+
+
+@pytest.mark.parametrize("has_weights", [True, False])
+def test_records_of_older_versions_have_a_weight_of_1_per_sample(tmp_path: Path, has_weights: bool) -> None:
+    plan = plan_tree(300, 64, seed=1)
+    plan["phases"] = [{"start_samples": 0, "lr": 0.1, "global_batch": 32, "num_updates": 2}]
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    lines = [{"kind": "train", "samples": 32 * k, "loss": 1.0, "samples_per_s": 9.0, "ranks": 1} for k in (1, 2)]
+    if has_weights:
+        lines = [line | {"loss_weight": weight} for line, weight in zip(lines, (50.0, 40.5), strict=True)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    weights = read_branch(tmp_path, 1, 0).weights
+    assert weights is not None
+    assert weights.tolist() == ([50.0, 40.5] if has_weights else [32.0, 32.0])
 
 
 # --- blocks and verdicts ------------------------------------------------------------------------

@@ -116,6 +116,16 @@ def test_passes_that_the_job_will_not_do_hardly_sway_the_fit() -> None:
         )
 
 
+def test_the_misfit_counts_errors_above_the_limit_in_full() -> None:
+    # a third of the time is missed there: the prediction is 1/1.5 of the measurement
+    part = measure(1)
+    slow = tuple(
+        u.model_copy(update={"seconds": u.seconds * (1.5 if u.micro_batch > 16 else 1.0)}) for u in part.updates
+    )
+    found = fit_step_time(part.model_copy(update={"micro_batch_limit": 16, "updates": slow}), BYTES)
+    assert found.misfit == pytest.approx(1 - 1 / 1.5, abs=0.03)
+
+
 def test_no_coefficient_is_negative_however_odd_the_times() -> None:
     # the more samples, the faster: no sense in it, and still nothing below 0
     part = measure(1)

@@ -121,6 +121,22 @@ def test_each_plateau_divides_the_noise_by_the_factor_beyond_the_limit_too(exact
     assert [p.lr for p in plan.schedule.phases[1:]] == pytest.approx(rates)
 
 
+def test_with_a_rule_growth_takes_the_place_of_earlier_decays() -> None:
+    """By hand, in multiples of 16: 16 · 1.3 = 20.8 is formed as 16, and ε decays; 20.8 · 1.3 = 27.04 as 32, at ε.
+
+    Then 32 · 1.3 = 41.6, 48 · 1.3 = 62.4, 64 · 1.3 = 83.2 and 80 · 1.3 = 104, above the limit of 96; there ε decays.
+    """
+    job = measured_job(PLATEAU, schedule={"lr_rule": "sqrt"})
+    made: tuple[Decision, ...] = ()
+    for _ in range(8):
+        at = made[-1].samples + 2 * made[-1].new_batch if made else 160
+        made = (*made, formed(job, BatchRequest("planted", noise_factor=1.3), at, made))
+    assert [d.new_batch for d in made] == [16, 32, 48, 64, 80, 96, 96, 96]
+    assert [d.wanted_batch for d in made][:6] == pytest.approx([20.8, 27.04, 41.6, 62.4, 83.2, 104])
+    rates = [0.05 / 1.3, *[0.05] * 5, 0.05 / 1.3, 0.05 / 1.3**2]
+    assert [d.new_lr for d in made] == pytest.approx(rates)
+
+
 def test_adams_set_comes_on_top_of_decisions_as_of_other_growth() -> None:
     optim = {"name": "adam", "lr": 1e-3, "betas": [0.9, 0.999], "weight_decay": 0.0}
     job = measured_job(PLATEAU, optim=optim, schedule={"lr_rule": "adam", "max_batch": 64})

@@ -63,6 +63,45 @@ def test_one_gradient_has_no_spread() -> None:
     assert estimate(10.0, 1, 8, 1.0) is None
 
 
+@pytest.mark.parametrize("unit", [1, 8, 64])
+@pytest.mark.parametrize("kind", ["class weights", "tokens"])
+def test_estimates_have_no_bias_with_weights(kind: str, unit: int) -> None:
+    """Given the weights w, Var(g) is Σ Var(s)/W², and Var(s) is 20 w² for class weights and 20 w for tokens."""
+    draw, batch, dims, signal = np.random.default_rng(4), 256, 20, 0.3
+    seen, true = [], []
+    for _ in range(400):
+        if kind == "tokens":
+            weights = draw.integers(8, 257, batch).astype(float)
+            variances = weights
+        else:
+            weights = np.where(draw.random(batch) < 0.02, 49.0, 1.0)
+            variances = weights**2
+        sums = signal * weights[:, None] + np.sqrt(variances)[:, None] * draw.standard_normal((batch, dims))
+        whole = weights.sum()
+        mean = sums.sum(0) / whole
+        of_units, unit_weights = sums.reshape(-1, unit, dims).sum(1), weights.reshape(-1, unit).sum(1)
+        squares = (batch / whole) ** 2 * float((of_units**2).sum()) / unit
+        imbalance = batch / whole**2 * float((unit_weights**2).sum()) / unit
+        found = estimate(squares, batch // unit, batch, float(mean @ mean), imbalance)
+        assert found is not None
+        seen.append(found)
+        true.append(dims * batch * variances.sum() / whole**2)
+    # Four standard errors; those of norms include the spread of g, those of traces are of the differences.
+    error = float(4 * np.std([s.trace - t for s, t in zip(seen, true, strict=True)]) / 20)
+    assert np.mean([s.trace for s in seen]) == pytest.approx(np.mean(true), abs=error)
+    assert error < 0.12 * np.mean(true)
+    norms = [s.squared_norm for s in seen]
+    assert np.mean(norms) == pytest.approx(dims * signal**2, abs=float(4 * np.std(norms) / 20))
+
+
+def test_parts_have_no_spread_if_one_has_nearly_all_the_weight() -> None:
+    """Two parts of 8 samples and the weights w and 1: c = 16/(w + 1)² (w² + 1)/8, k - c = 4w/(w + 1)²."""
+    for weight, has_estimate in ((5.0, True), (6.0, False), (math.inf, False)):
+        share = 1 / (weight + 1)
+        imbalance = 2 * ((1 - share) ** 2 + share**2)
+        assert (estimate(10.0, 2, 16, 1.0, imbalance) is not None) == has_estimate
+
+
 # --- averages ---------------------------------------------------------------------------------------
 
 
@@ -261,11 +300,39 @@ def measured(
     norms.begin()
     for mean, size in zip(passes, SIZES, strict=False):
         for index, bucket in enumerate(buckets):
-            norms.add(index, flat(bucket, mean) * size, size)
+            norms.add(index, flat(bucket, mean) * size, size, size)
     norms.start(ranks)
     sizes, batch = SIZES[: len(passes)], sum(SIZES[: len(passes)])
     whole = {p: sum(b * g[p] for b, g in zip(sizes, passes, strict=True)) / batch for p in passes[0]}
     return norms.finish(ranks, [flat(bucket, whole) for bucket in buckets], batch, batch, 1.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_weights_are_measured_as_the_formula_says(exact: bool) -> None:
+    model, weights, ranks = Net(), (2.5, 40.0, 8.0), SingleRank()
+    buckets = [list(model.parameters())]
+    sums = [flat(buckets[0], gradients_of(model, seed)) * weight for seed, weight in enumerate(weights)]
+    norms = GradientNorms(buckets, exact=exact)
+    norms.begin(6)
+    for one, weight, size in zip(sums, weights, SIZES, strict=False):
+        norms.add(0, one, torch.tensor(weight, dtype=torch.float64), size)
+    norms.start(ranks)
+    batch, whole = 16, 50.5
+    mean = torch.stack(sums).sum(0) / whole
+    found = norms.finish(ranks, [mean], batch, whole, 1.0)[ALL]
+    squares = sum(float(one.double() @ one.double()) / size for one, size in zip(sums, SIZES, strict=False))
+    c = batch / whole**2 * (2.5**2 / 3 + 40**2 / 5 + 8**2 / 8)
+    norm = float(mean.double() @ mean.double())
+    trace = ((batch / whole) ** 2 * squares - c * batch * norm) / (3 - c)
+    close(found, NoiseEstimate(trace, norm - trace / batch))
+
+
+def test_in_exact_mode_squares_that_do_not_fit_give_no_estimate() -> None:
+    model = Net()
+    buckets = [list(model.parameters())]
+    passes = [{p: 1e8 * g for p, g in gradients_of(model, seed).items()} for seed in range(3)]
+    assert measured(GradientNorms(buckets, exact=True), buckets, passes) == {}
+    assert ALL in measured(GradientNorms(buckets), buckets, passes)
 
 
 def expected(values: Sequence[Sequence[Tensor]]) -> NoiseEstimate:
@@ -327,6 +394,21 @@ def test_a_preconditioned_norm_is_that_of_the_gradient_as_adam_scales_it(contigu
     passes = [gradients_of(model, seed) for seed in range(3)]
     found = measured(GradientNorms(buckets, adam=adam), buckets, passes)
     close(found[ALL], expected([[one[p] * scales[p] for p in buckets[0]] for one in passes]), rel=1e-4)
+
+
+def test_values_without_an_earlier_gradient_do_not_count() -> None:
+    """An embedding in which two of five tokens have occurred: the others have v̂ = 0, and the scale 1/eps."""
+    model = nn.Embedding(5, 3)
+    weight: nn.Parameter = next(model.parameters())
+    adam = torch.optim.Adam(model.parameters(), lr=0.01, betas=(0.9, 0.99), eps=1e-8)
+    first = torch.zeros(5, 3)
+    first[:2] = gradients_of(model, 50)[weight][:2]
+    weight.grad = first.clone()
+    adam.step()  # v̂ = first²
+    buckets = [list(model.parameters())]
+    passes = [gradients_of(model, seed) for seed in range(3)]
+    found = measured(GradientNorms(buckets, adam=adam), buckets, passes)
+    close(found[ALL], expected([[one[weight][:2] / (first[:2].abs() + 1e-8)] for one in passes]), rel=1e-4)
 
 
 def test_before_adams_first_step_gradients_are_taken_as_they_are() -> None:

@@ -40,7 +40,8 @@ def form_decision(
     A batch is a whole multiple of `schedule.batch_multiple` and at most `schedule.max_batch`. As in every policy, the
     learning rate corrects for the rounding, so that the noise scale is the requested one. If the noise scale is to
     fall, it also corrects for the limit. With an `lr_rule` it corrects for neither, because κ of the rule follows the
-    formed batch. It still falls if the noise scale is to fall and the batch cannot grow.
+    formed batch. It still falls if the noise scale is to fall and the batch cannot grow, and returns when the batch
+    grows by as much instead.
 
     Args:
         job: a job with an adaptive schedule.
@@ -79,7 +80,8 @@ def _formed(start: Start, batch: int, lr: float, request: BatchRequest, *, has_r
         target = noise.of(lr, momentum, batch) / request.noise_factor
         wanted = noise.batch_for(target, momentum, start.lr)
         formed = start.stage(0.0, target, momentum, wanted)
-        lr_before_rule = lr if formed.global_batch > batch else lr / request.noise_factor
+        # `wanted` is for the first learning rate: growth takes the place of all earlier decays.
+        lr_before_rule = start.lr if formed.global_batch > batch else lr / request.noise_factor
         return (replace(formed, lr=lr_before_rule) if has_rule else formed), wanted
     assert request.batch is not None
     limited = min(request.batch, start.max_batch or start.noise.num_samples / 2)

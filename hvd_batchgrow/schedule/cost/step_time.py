@@ -44,7 +44,7 @@ class StepTime:
     overlap: float
     """c: overlap, from 1 to 10."""
     misfit: float
-    """Largest relative error of the model on the updates that it was fitted to."""
+    """Largest relative error of the model on the measured updates."""
     micro_batches: tuple[int, int]
     """Smallest and largest m of the fit."""
     data_wait_share: float | None
@@ -132,8 +132,8 @@ def fit_step_time(part: RankProbe, num_bytes: int) -> StepTime:
     """Fit the model for one number of ranks.
 
     Least squares over the all-reduces give α and β, then over the updates f, a, b and c, all ≥ 0 and c in [1, 10].
-    Errors are relative, so that short updates count as much as long ones. Micro-batches above the limit of the probed
-    job, which it will not use, get a tenth of the weight.
+    Errors are relative, so that short updates count as much as long ones. The squared errors of
+    micro-batches above the limit of the probed job, which it will not use, get a hundredth of the weight.
 
     Args:
         part: the measurements.
@@ -167,7 +167,7 @@ class _Times:
         self.micro = np.array([timed.micro_batch for timed in part.updates], dtype=float)
         self.passes = np.array([timed.accumulation for timed in part.updates], dtype=float)
         self.seconds = np.array([timed.seconds for timed in part.updates])
-        self.scale = self.seconds * np.where(self.micro > part.micro_batch_limit, 10.0, 1.0)
+        self.weights = np.where(self.micro > part.micro_batch_limit, 0.1, 1.0)
         self.sync_s = sync_s
 
     def fit(self, overlap: float) -> Seconds:
@@ -175,7 +175,7 @@ class _Times:
         columns = np.stack([np.ones_like(self.micro), self.passes, self.passes * self.micro], 1)
         visible_s = np.full_like(self.seconds, self.sync_s)
         for _ in range(100):
-            found = nonnegative_fit(columns, self.seconds - visible_s, self.scale)
+            found = nonnegative_fit(columns, self.seconds - visible_s, self.seconds / self.weights)
             before, visible_s = visible_s, self._visible_s(found, overlap)
             if np.abs(visible_s - before).max() < 1e-9 * self.seconds.min():
                 break
@@ -186,17 +186,17 @@ class _Times:
         return np.asarray(_overlap(pass_s, self.sync_s, overlap) - pass_s)
 
     def errors(self, overlap: float) -> Seconds:
-        """Return the weighted relative errors: (model - measurement) / measurement."""
+        """Return the relative errors: (model - measurement) / measurement."""
         found = self.fit(overlap)
         predicted = found[0] + self.passes * (found[1] + found[2] * self.micro) + self._visible_s(found, overlap)
-        return np.asarray((predicted - self.seconds) / self.scale)
+        return np.asarray((predicted - self.seconds) / self.seconds)
 
     def best_overlap(self) -> float:
         """Return the least-squares c in [1, 10] to 0.02; the smallest of equals, so 1 without all-reduces."""
         best = 1.0
         for half_width, points in ((9.0, 37), (0.25, 26)):
             grid = np.linspace(max(1.0, best - half_width), min(10.0, best + half_width), points)
-            best = min(map(float, grid), key=lambda c: float((self.errors(c) ** 2).sum()))
+            best = min(map(float, grid), key=lambda c: float(((self.weights * self.errors(c)) ** 2).sum()))
         return best
 
 

@@ -77,7 +77,7 @@ class AdaptiveSchedule(GrowthKeys, LrRuleKeys, BatchPolicy):
                     ahead = boundary - Fraction(segment.progress)
                     add(segment, segment.samples + (ahead if segment.rate == 1 else float(ahead) / segment.rate), k)
         last = segments[-1]
-        if last.rate == 1:
+        if not job.trigger.scales_progress:
             return stages, self.epochs
         return stages, (last.samples + (self.epochs * num_samples - last.progress) / last.rate) / num_samples
 

@@ -25,18 +25,14 @@ class CheckpointWriter:
     Args:
         folder: the run's checkpoint folder.
         keep: number of newest checkpoints to keep.
-        milestones: sample counters whose checkpoints are never removed.
+        milestones: sample counters whose checkpoints are never removed; a decision changes them.
     """
 
     def __init__(self, folder: Path, keep: int, milestones: Collection[int]) -> None:
-        self._folder, self._keep, self._milestones = folder, keep, milestones
+        self._folder, self._keep, self.milestones = folder, keep, milestones
         self._copies = HostCopies()
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
-
-    def keep_for_good(self, samples: int) -> None:
-        """Add the sample counter of a checkpoint to the milestones."""
-        self._milestones = {*self._milestones, samples}
 
     def save(self, checkpoint: Checkpoint, *, as_best: bool = False) -> None:
         """Wait for the previous write, then copy a checkpoint and start writing it.
@@ -81,7 +77,7 @@ class CheckpointWriter:
             if as_best:
                 write_best(self._folder, checkpoint)
                 return
-            write_checkpoint(self._folder, checkpoint, self._keep, self._milestones)
+            write_checkpoint(self._folder, checkpoint, self._keep, self.milestones)
         except Exception as error:  # the training thread raises it again
             self._error = error
 

@@ -321,7 +321,7 @@ class UpdateEngine:
                 self.buckets.start_when_ready(phase.global_batch * factor)
             self.stopwatch.enter("backward")
             scaled = loss * factor if self.loss_scale else loss
-            self.buckets.begin_backward(scaled, weight)
+            self.buckets.begin_backward(scaled, weight, len(losses.each))
             scaled.backward()
             self.buckets.end_backward()
             self._add_units(losses, len(micro_batch.slots))
@@ -345,7 +345,8 @@ class UpdateEngine:
             return
         num_units = num_ghost_batches if norms.layers.unit == "ghost batch" else len(losses.each)
         weights = torch.ones_like(losses.each) if losses.weights is None else losses.weights
-        norms.add_units(norms.layers.end(), weights.detach().double().view(num_units, -1).sum(1))
+        of_units = weights.detach().double().view(num_units, -1)
+        norms.add_units(norms.layers.end(), of_units.sum(1), of_units.shape[1])
 
     def _local_sums(self, share: Share) -> LocalSums:
         """Return what this rank has computed in the update in progress, whose buckets have sketches."""

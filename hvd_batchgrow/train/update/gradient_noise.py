@@ -13,33 +13,41 @@ class NoiseEstimate:
     """Estimates of the noise in the gradient from one update. Each has a large error."""
 
     trace: float
-    """Ŝ, unbiased for tr(Σ): the summed variance of a single sample's gradient."""
+    """Ŝ, unbiased for tr(Σ): the summed variance of a single sample's gradient; with weights, B times that of the
+    update's gradient."""
     squared_norm: float
     """Unbiased for |G|², G the gradient over all data; may be below 0."""
     num_gradients: int = field(default=0, compare=False)
     """Number of gradients that it comes from."""
 
 
-def estimate(weighted_squares: float, num_gradients: int, batch: int, squared_norm: float) -> NoiseEstimate | None:
+def estimate(
+    weighted_squares: float, num_gradients: int, batch: int, squared_norm: float, imbalance: float = 1.0
+) -> NoiseEstimate | None:
     """Estimate the signal and the noise in the gradient of an update.
 
-        Ŝ = (Σ bᵢ |gᵢ|² - B |g|²) / (k - 1)        |G|²^ = |g|² - Ŝ/B
+        Ŝ = (Σ bᵢ |gᵢ|² - c B |g|²) / (k - c)        |G|²^ = |g|² - Ŝ/B        c = B/W² Σ wᵢ²/bᵢ
+
+    Without weights, c = 1. With weights, the gradient of the update is g = Σ sᵢ/W with the sums sᵢ of the weighted
+    gradients. If wᵢ G is the mean of sᵢ and all bᵢ are equal, Ŝ has the mean B Σ Var(sᵢ)/W² = B Var(g), whatever the
+    variances are: Σ |sᵢ|² has the mean Σ Var(sᵢ) + |G|² Σ wᵢ², and |g|² the mean Σ Var(sᵢ)/W² + |G|².
 
     Args:
         weighted_squares: Σ bᵢ |gᵢ|² over all micro-batches on all ranks, or over other independent parts of the update;
-            gᵢ is the mean gradient of the bᵢ samples of one part.
+            gᵢ = sᵢ/bᵢ · B/W is the mean gradient of the bᵢ samples of one part, divided by the mean weight of a sample.
         num_gradients: k, the number of these parts.
         batch: B = Σ bᵢ.
-        squared_norm: |g|² of the mean gradient of all B samples, before it is clipped.
+        squared_norm: |g|² of the gradient of the update, before it is clipped.
+        imbalance: c, from 1 for equal weights to k if all the weight is in one part.
 
     Returns:
-        None where k = 1: one gradient has no spread.
+        None if k - c is below ½: one gradient has no spread, and neither have several if one has nearly all the weight.
 
-    Source: McCandlish et al. 2018 (arXiv 1812.06162), App. A.1, for any bᵢ.
+    Source: McCandlish et al. 2018 (arXiv 1812.06162), App. A.1, for any bᵢ; our addition: any wᵢ.
     """
-    if num_gradients < 2:
+    if num_gradients - imbalance < 0.5:
         return None
-    trace = (weighted_squares - batch * squared_norm) / (num_gradients - 1)
+    trace = (weighted_squares - imbalance * batch * squared_norm) / (num_gradients - imbalance)
     return NoiseEstimate(trace, squared_norm - trace / batch, num_gradients)
 
 

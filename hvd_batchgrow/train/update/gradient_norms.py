@@ -28,7 +28,9 @@ NORM_LAYERS = "norm layers"
 
 
 class GradientNorms:
-    """Σ |sᵢ|²/wᵢ over the micro-batches of an update: the sum sᵢ of the gradients of one, the weight wᵢ of its samples.
+    """Σ |sᵢ|²/bᵢ over the micro-batches of an update: the sum sᵢ of the gradients of the bᵢ samples of one.
+
+    Σ wᵢ²/bᵢ over the weights wᵢ of these samples is summed with it.
 
     Args:
         members: the parameters of each bucket, in the order of the bucket.
@@ -55,11 +57,12 @@ class GradientNorms:
         self._device = members[0][0].device
         self._selections = [self._selection(bucket, groups) for bucket in members] if groups else []
         self._scales: list[Tensor] = []
-        self._sums = self._zeros()
-        self._num_gradients: Tensor | int = 0
-        self._num_units: Tensor | int = 0
+        self._num_gradients = self._num_units = 0
         self._is_single = False
         self._exact_scale = _EXACT_SCALE
+        """That of |sᵢ|²/bᵢ; wᵢ²/bᵢ has `_EXACT_SCALE`."""
+        self._sums = self._parts(self._zeros())
+        """For each name Σ |sᵢ|²/bᵢ, then Σ wᵢ²/bᵢ of the micro-batches and of the units."""
         self._handle: Any = None
         self._vector = torch.empty(0)
 
@@ -70,52 +73,59 @@ class GradientNorms:
             magnitude: log2 of the largest value of the gradients, to which exact sums are scaled; equal on all ranks.
             is_single: whether the update is one micro-batch on one rank: `add` then does nothing.
         """
-        self._sums, self._is_single = self._zeros(), is_single
+        self._sums, self._is_single = self._parts(self._zeros()), is_single
         self._num_gradients = self._num_units = 0
         self._scales = [self._scale_of(bucket) for bucket in self._members] if self._adam else []
         # Scaled by Adam, gradients have a magnitude near 1.
         self._exact_scale = _EXACT_SCALE if self._adam else _EXACT_SCALE * 2.0 ** (-2 * magnitude)
 
     def _zeros(self) -> Tensor:
-        zeros = torch.zeros(len(self.names), dtype=torch.float64, device=self._device)
-        return exact_sums.split(zeros) if self._exact else zeros
+        return torch.zeros(len(self.names) + 2, dtype=torch.float64, device=self._device)
 
-    def add(self, index: int, gradient: Tensor, weight: Tensor | float) -> None:
+    def _parts(self, values: Tensor) -> Tensor:
+        """Return what is added for these values: in exact mode their parts."""
+        if not self._exact:
+            return values
+        return exact_sums.split(torch.cat([values[:-2] * self._exact_scale, values[-2:] * _EXACT_SCALE]))
+
+    def add(self, index: int, gradient: Tensor, weight: Tensor | float, samples: int) -> None:
         """Add one bucket of a micro-batch's gradient. Call it once per bucket and micro-batch.
 
         Args:
             index: of the bucket.
             gradient: flat, summed over the samples of the micro-batch.
-            weight: the sum of the weights of these samples. If it is 0, there is nothing to add.
+            weight: the sum of the weights of these samples.
+            samples: number of these samples.
         """
         if self._is_single:
             return
-        squares = self._squares(index, gradient) / (weight + (weight == 0))
-        self._accumulate(torch.cat([squares, squares.new_zeros(1)]) if self.layers else squares)
+        values = self._zeros()
+        values[: self._num_names] = self._squares(index, gradient) / samples
         if index == 0:
-            self._num_gradients = self._num_gradients + (weight > 0)
+            values[-2] = weight * weight / samples
+            self._num_gradients += 1
+        self._sums += self._parts(values)
 
-    def add_units(self, gradients: Mapping[nn.Parameter, Tensor], weights: Tensor) -> None:
+    def add_units(self, gradients: Mapping[nn.Parameter, Tensor], weights: Tensor, samples: int) -> None:
         """Add a micro-batch's gradients of the norm layers.
 
         Args:
             gradients: from `NormGradients.end`, summed over the samples of each unit.
-            weights: float64 (units,), the sum of the weights of these samples. A unit of weight 0 adds nothing.
+            weights: float64 (units,), the sum of the weights of these samples.
+            samples: number of samples of a unit.
         """
-        squares = weights.new_zeros(self._num_names + 1)
+        values = self._zeros()
         if gradients:
             norms = torch.linalg.vector_norm(torch.cat([*gradients.values()], 1), dim=1, dtype=torch.float64)
-            squares[-1] = (norms.square() / (weights + (weights == 0))).sum()
-        self._accumulate(squares)
-        self._num_units = self._num_units + (weights > 0).sum()
-
-    def _accumulate(self, squares: Tensor) -> None:
-        self._sums += exact_sums.split(squares * self._exact_scale) if self._exact else squares
+            values[self._num_names] = (norms.square() / samples).sum()
+        values[-1] = (weights.square() / samples).sum()
+        self._sums += self._parts(values)
+        self._num_units += len(weights)
 
     def start(self, ranks: Ranks) -> None:
         """Start the all-reduce of the sums, after the last micro-batch."""
-        counts = [torch.as_tensor(n, dtype=torch.float64).reshape(1) for n in (self._num_gradients, self._num_units)]
-        self._vector = torch.cat([self._sums.reshape(-1), *(to_device(count, self._device) for count in counts)])
+        counts = torch.tensor([self._num_gradients, self._num_units], dtype=torch.float64)
+        self._vector = torch.cat([self._sums.reshape(-1), to_device(counts, self._device)])
         self._handle = ranks.start_all_reduce(self._vector, "gradient norms")
 
     def wait(self, ranks: Ranks) -> None:
@@ -127,27 +137,31 @@ class GradientNorms:
     ) -> dict[str, NoiseEstimate]:
         """Wait for the all-reduce, and return the noise estimates by name, except those from a single gradient.
 
+        In exact mode, an update whose sums are too large to be exact has no estimates.
+
         Args:
             ranks: those of `start`.
             mean: buckets of the gradient averaged over all samples, before it is clipped.
             batch: B.
-            weight: W, the sum of the weights of all samples. With Σ wᵢ |sᵢ/wᵢ|² · B/W in the place of Σ bᵢ |gᵢ|², the
-                estimate of `estimate` is that of a sample of mean weight W/B.
+            weight: W, the sum of the weights of all samples.
             loss_scale: the factor by which the gradients of the micro-batches are scaled.
         """
         self.wait(ranks)
         values = torch.cat([self._vector, *self._squares_of_means(mean)]).cpu()
         sums, counts, norms = values.tensor_split([-len(self.names) - 2, -len(self.names)])
         summed = sums.view(self._sums.shape)
-        weighted = exact_sums.join(summed) / self._exact_scale if self._exact else summed
-        scale = batch / weight / loss_scale**2
-        num_gradients, num_units = counts.long().tolist()
-        estimates = {
-            name: estimate(
-                float(weighted[k]) * scale, num_units if name == NORM_LAYERS else num_gradients, batch, float(norms[k])
-            )
-            for k, name in enumerate(self.names)
-        }
+        if self._exact:
+            if not exact_sums.largest(summed) < exact_sums.LIMIT:
+                return {}
+            summed = exact_sums.join_unchecked(summed)
+        squares = summed[:-2] / (self._exact_scale if self._exact else 1)
+        weights = summed[-2:] / (_EXACT_SCALE if self._exact else 1)
+        squares *= (batch / weight) ** 2 / loss_scale**2
+        imbalances = (weights * batch / weight**2).tolist()
+        estimates = {}
+        for name, square, norm in zip(self.names, squares.tolist(), norms.tolist(), strict=True):
+            kind = int(name == NORM_LAYERS)
+            estimates[name] = estimate(square, int(counts[kind]), batch, norm, imbalances[kind])
         return {name: seen for name, seen in estimates.items() if seen is not None}
 
     def _squares_of_means(self, mean: Sequence[Tensor]) -> list[Tensor]:
@@ -181,7 +195,11 @@ class GradientNorms:
         return torch.tensor(rows, dtype=torch.float64).to(self._device)
 
     def _scale_of(self, members: Sequence[nn.Parameter]) -> Tensor:
-        """Return 1/(√v̂ + eps) for each value of a bucket, as in Adam's last step; 1 before the first step."""
+        """Return 1/(√v̂ + eps) for each value of a bucket, as in Adam's last step; 1 before the first step.
+
+        It is 0 where v̂ is 0. Such values, as those of a token that has not occurred, have had no gradient. 1/eps would
+        let the first one outweigh all others, though Adam divides by a v̂ that includes it.
+        """
         assert self._adam is not None
         options = {p: group for group in self._adam.param_groups for p in group["params"]}
         scales = []
@@ -196,7 +214,8 @@ class GradientNorms:
             corrected = state["exp_avg_sq"] / (1 - group["betas"][1] ** num_steps)
             # In the memory order of the gradient in the bucket.
             like_gradient = corrected.new_empty_strided(parameter.shape, gradient_strides(parameter)).copy_(corrected)
-            scales.append(1 / (like_gradient.as_strided((parameter.numel(),), (1,)).sqrt() + group["eps"]))
+            root = like_gradient.as_strided((parameter.numel(),), (1,)).sqrt()
+            scales.append((root > 0) / (root + group["eps"]))
         return torch.cat(scales)
 
 

@@ -83,6 +83,7 @@ class GradientBuckets:
         self._outermost = -1
         """Autograd's id of the backward of the loss, which differs from that of a nested backward."""
         self._weight: Tensor | float = 0.0
+        self._num_samples = 0
         self._divisor = 1.0
         self._reached = torch.empty(0)
         """How many ranks have reached each parameter; then the indices of the buckets in rank 0's order."""
@@ -151,14 +152,16 @@ class GradientBuckets:
         if self.norms:
             self.norms.begin(max(self.magnitudes, default=0), is_single=is_single)
 
-    def begin_backward(self, loss: Tensor, weight: Tensor | float) -> None:
+    def begin_backward(self, loss: Tensor, weight: Tensor | float, samples: int) -> None:
         """Prepare for a backward.
 
         Args:
             loss: the loss to differentiate, summed over the samples.
             weight: the sum of their weights.
+            samples: their number.
         """
-        self._is_backward, self._weight, self._completed = True, weight, []
+        self._is_backward, self._completed = True, []
+        self._weight, self._num_samples = weight, samples
         for bucket in self._buckets:
             bucket.accumulated.clear()
         loss.register_hook(self._note_outermost)
@@ -172,7 +175,7 @@ class GradientBuckets:
             return
         if self.norms:
             for bucket in self._buckets:
-                self.norms.add(bucket.index, bucket.flat, self._weight)
+                self.norms.add(bucket.index, bucket.flat, self._weight, self._num_samples)
         for bucket in self._buckets:
             if bucket.exact or bucket.is_half or self.norms:
                 bucket.set_aside()
@@ -298,7 +301,7 @@ class GradientBuckets:
         total = bucket.flat
         if self._armed:
             if self.norms:
-                self.norms.add(bucket.index, bucket.flat, self._weight)
+                self.norms.add(bucket.index, bucket.flat, self._weight, self._num_samples)
             if bucket.exact:
                 bucket.exact.add(bucket.flat)
             elif bucket.is_half:
