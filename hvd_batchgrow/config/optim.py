@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field
 
@@ -43,7 +43,7 @@ class OptimBase(Section):
     """Weight decay; `decay_norm_and_bias` says which parameters it applies to."""
     weight_decay_rule: Literal["per_update", "per_epoch"] = "per_update"
     """Constant when the phase changes: per_update: λ; per_epoch: the fraction of a weight that decay removes per epoch
-    (λ changes; an error with adam)."""
+    (λ changes; an error with adam and lars)."""
     decay_norm_and_bias: bool = False
     """true: weight decay also applies to normalization parameters and biases (fewer than two dimensions), as in torch's
     optimizers. false: only to weights with two or more dimensions."""
@@ -51,6 +51,9 @@ class OptimBase(Section):
     """Parameters with their own learning rate or weight decay; the first entry that matches a parameter applies."""
     layer_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """d: each layer's learning rate is d times that of the layer above it. None: all layers have the same."""
+
+    averages_gradients: ClassVar[bool] = False
+    """Whether the step is an average of gradients, whose size the momentum does not change; otherwise a sum."""
 
     def describe_groups(self) -> list[str]:
         """Return a line for each entry of `groups`, and one for `layer_decay`; the network is not known here."""
@@ -95,9 +98,11 @@ class AdamSection(OptimBase):
     eps: PositiveFloat = 1e-8
     """Added to the denominator of the step."""
 
+    averages_gradients: ClassVar[bool] = True
+
     @property
     def momentum(self) -> float:
-        """β₁, which schedules treat as the momentum."""
+        """β₁, in the place of the momentum: a schedule may change it. It does not change the noise scale."""
         return self.betas[0]
 
     @property

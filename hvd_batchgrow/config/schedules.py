@@ -23,24 +23,24 @@ class ScheduleBase(Section):
     """Length of the run, in epochs."""
     lr_scale: PositiveFloat = 1.0
     """Multiply the learning rate at the start by this factor, and the batch by as much as keeps the noise scale: by the
-    same factor, with seesaw by its square."""
+    same factor, with seesaw by its square, and likewise with Adam if lr_rule is sqrt, adam or adam_linear."""
     raise_momentum_to: Fraction | None = None
-    """Start with this momentum m' and multiply the batch by (1-m)/(1-m'), with seesaw by its square; the noise scale
-    stays the same."""
+    """Start with this momentum m' and multiply the batch by (1-m)/(1-m'); the noise scale stays the same. An error with
+    adam and adamw, whose noise scale does not depend on β₁."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     """Length, in epochs, of a linear warm-up of the learning rate. 0: no warm-up."""
     warmup_start_lr: Annotated[float, Field(ge=0)] = 0.0
     """Learning rate at the start of the warm-up."""
     exact_noise: bool = False
     """Noise scale that follows the schedule. true: ε/(1-m) · (N/B - 1), exact for any B. false: its leading order,
-    ε N / (B (1-m))."""
+    ε N / (B (1-m)). For Adam without the factor 1/(1-m)."""
 
     is_adaptive: ClassVar[bool] = False
     """Whether a trigger decides when the batch grows."""
     is_own_twin: ClassVar[bool] = False
     """Whether only the learning rate changes."""
     normalizes_gradients: ClassVar[bool] = False
-    """Whether the noise scale is that of normalized gradients; see `NoiseScale`."""
+    """Whether the policy's noise scale is that of normalized gradients; see `NoiseScale`."""
 
     @property
     @abstractmethod

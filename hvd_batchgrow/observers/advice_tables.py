@@ -123,9 +123,10 @@ def summary(advice: Advice) -> list[str]:
             "supports, and lr decays by the remaining factor."
         )
     elif fall > 1 + 1e-9:
+        rule = "adam" if advice.job.optim.averages_gradients else "linear"
         noise = (
             f"The run kept its noise scale constant. Here it falls by {fall:.3g} as the batch grows, as if lr were "
-            "divided by as much; to keep it constant: --lr-rule linear."
+            f"divided by as much; to keep it constant: --lr-rule {rule}."
         )
     else:
         noise = (

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hvd_batchgrow.config.optim import AdamSection, LarsSection, SgdSection
 from hvd_batchgrow.optim.eager import SGD, Adam, AdamW
@@ -105,6 +105,9 @@ def set_hyperparameters(
 def set_momentum(optimizer: torch.optim.Optimizer, phase: Phase, *, rescale: bool = False) -> None:
     """Set the momentum of the next update: m, or β₁ of Adam, and β₂ and eps if the phase has them.
 
+    If m becomes 0, the buffer is cleared: with m = 0, torch's SGD neither uses nor updates it, and a later phase with
+    momentum would step along gradients of long ago.
+
     Args:
         optimizer: all its groups have "momentum" or "betas".
         phase: gives the values.
@@ -115,8 +118,11 @@ def set_momentum(optimizer: torch.optim.Optimizer, phase: Phase, *, rescale: boo
             set_betas(optimizer, group, phase.momentum, phase.beta2)
             group["eps"] = group["eps"] if phase.eps is None else phase.eps
             continue
-        if rescale and group["momentum"] != phase.momentum:
-            _scale_buffers(optimizer, group["params"], (1 - group["momentum"]) / (1 - phase.momentum))
+        if group["momentum"] != phase.momentum:
+            if not phase.momentum:
+                _scale_buffers(optimizer, group["params"], 0.0)
+            elif rescale:
+                _scale_buffers(optimizer, group["params"], (1 - group["momentum"]) / (1 - phase.momentum))
         group["momentum"] = phase.momentum
 
 
@@ -124,7 +130,9 @@ def set_betas(optimizer: torch.optim.Optimizer, group: dict[str, Any], beta1: fl
     """Set β₁ and β₂ of a parameter group of Adam.
 
     Adam divides its average of squares by 1 - β₂^t, the sum of the weights of all t squares. If β₂ becomes β₂', t
-    becomes t ln β₂ / ln β₂', so that the sum stays that of the average. This also holds for β₁' = β₁^κ with β₂' = β₂^κ.
+    becomes t' = t ln β₂ / ln β₂', so that the sum stays that of the average. It divides its average of gradients by
+    1 - β₁^t, which becomes 1 - β₁'^t', so the average is multiplied by the ratio of the two; with β₁' = β₁^κ and
+    β₂' = β₂^κ it is 1. Optimizers that correct by a product of all β₁, as NAdam does, need no such factor.
 
     Args:
         optimizer: the group's.
@@ -132,13 +140,26 @@ def set_betas(optimizer: torch.optim.Optimizer, group: dict[str, Any], beta1: fl
         beta1: β₁.
         beta2: β₂; None: unchanged.
     """
-    before = group["betas"][1]
-    after = before if beta2 is None else beta2
-    if after != before and min(after, before) > 0:
-        for parameter in group["params"]:
-            if parameter in optimizer.state:
-                optimizer.state[parameter]["step"].mul_(math.log(before) / math.log(after))
-    group["betas"] = (beta1, after)
+    before = group["betas"]
+    after = (beta1, before[1] if beta2 is None else beta2)
+    group["betas"] = after
+    if after == tuple(before):
+        return
+    states = [optimizer.state[parameter] for parameter in group["params"] if parameter in optimizer.state]
+    for state in states:
+        if "step" not in state:  # Lion and others without a correction
+            continue
+        weights = _sum_of_weights(before[0], state["step"])
+        if after[1] != before[1] and min(after[1], before[1]) > 0:
+            state["step"].mul_(math.log(before[1]) / math.log(after[1]))
+        if "exp_avg" in state and "mu_product" not in state:
+            ratio = _sum_of_weights(beta1, state["step"]) / weights
+            state["exp_avg"].mul_(ratio.nan_to_num(1.0))  # NaN: both are 0, as long as no step was applied
+
+
+def _sum_of_weights(beta: float, step: Tensor) -> Tensor:
+    """Return 1 - β^t in float64, without cancellation near β = 1."""
+    return -torch.expm1(torch.as_tensor(step, dtype=torch.float64) * (math.log(beta) if beta else -math.inf))
 
 
 FIRST_DECAY = "initial_weight_decay"

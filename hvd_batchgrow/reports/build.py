@@ -103,7 +103,8 @@ _PHASES = (
 )
 _NOISE = (
     "The noise scale g of the schedule, as its plan has it: ε N / (B (1 − m)); with exact_noise, ε (N/B − 1) / "
-    "(1 − m); with the policy seesaw, ε N / (√(B B₀) (1 − m)). A larger B and a smaller ε lower it."
+    "(1 − m). For Adam it has no factor 1 / (1 − m); with the policy seesaw, and with a rule that multiplies ε by √κ, "
+    "it is ε N / √(B B₀). A larger B and a smaller ε lower it."
 )
 
 

@@ -37,6 +37,7 @@ from hvd_batchgrow.schedule.policies.seesaw import SeesawSchedule
 from hvd_batchgrow.schedule.policies.steps import StepsSchedule
 from hvd_batchgrow.schedule.recorded_run import MIN_FACTOR, RecordedRun
 from hvd_batchgrow.schedule.rounding import samples_at
+from hvd_batchgrow.schedule.stages import has_normalized_gradients
 from hvd_batchgrow.schedule.triggers.none import NoTrigger
 
 HOLD_EPOCHS = 0.25
@@ -271,8 +272,8 @@ def in_place_of_decay(run: RecordedRun, job: Job, cap: int, headroom: float = 1.
     }
 
     def limited(max_batch: int) -> Job:
-        if run.job.schedule.normalizes_gradients:
-            schedule: Any = SeesawSchedule(policy="seesaw", max_batch=max_batch, **keys)
+        if has_normalized_gradients(run.job):
+            schedule: Any = SeesawSchedule(policy="seesaw", max_batch=max_batch, **keys | {"exact_noise": False})
         else:
             schedule = GrowSchedule(policy="grow", max_batch=max_batch, **keys)
         return job.model_copy(update={"schedule": schedule})

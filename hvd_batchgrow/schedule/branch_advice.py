@@ -28,6 +28,7 @@ from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.policies.steps import StepsSchedule
 from hvd_batchgrow.schedule.recorded_run import MIN_FACTOR, RecordedRun
 from hvd_batchgrow.schedule.rounding import samples_at
+from hvd_batchgrow.schedule.stages import has_normalized_gradients
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,11 @@ def needed_lr_rule(run: RecordedRun) -> BranchLrRule | None:
     """Return the learning-rate rule of branches that stand for growth in place of decay; None: the noise stayed.
 
     Where the noise scale falls, a larger batch must have the noise scale of the run at the same epoch. It is
-    proportional to ε/B, or to ε/√B if gradients are normalized, as by Adam under `seesaw`.
+    proportional to ε/B, or to ε/√B if gradients are normalized, see `has_normalized_gradients`.
     """
     if not run.noise_fell:
         return None
-    return "sqrt" if run.job.schedule.normalizes_gradients else "linear"
+    return "sqrt" if has_normalized_gradients(run.job) else "linear"
 
 
 def advise_from_branches(run: RecordedRun, found: Sequence[CriticalBatch], lr_rule: BranchLrRule) -> BranchAdvice:

@@ -100,7 +100,7 @@ class Plan:
 
     def noise_scale(self, phase: Phase) -> float:
         """Return the noise scale g of a phase."""
-        return self.start.noise.of(phase.lr, phase.momentum, phase.global_batch)
+        return self.start.noise_after_rule.of(phase.lr, phase.momentum, phase.global_batch)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as `plan --json` prints them."""

@@ -39,6 +39,9 @@ class Start:
     momentum: float
     global_batch: int
     noise: NoiseScale
+    """Form from which the policy calculates batches and learning rates, before `lr_rule`."""
+    noise_after_rule: NoiseScale
+    """Form of the phases' noise scale, which is that of normalized gradients if `has_normalized_gradients`."""
     batch_unit: int
     """Every batch is a whole multiple of this number of samples; see `ScheduleBase.batch_unit`."""
     max_batch: int | None
@@ -85,17 +88,28 @@ def make_start(job: Job, num_samples: int) -> Start:
     """Return the start of a schedule. `lr_scale` and `raise_momentum_to` enlarge the batch at the same noise scale."""
     section, optim = job.schedule, job.optim
     base_batch, unit = section.first_batch, section.batch_unit(job.model.ghost_batch)
-    noise = NoiseScale(num_samples, section.exact_noise, base_batch if section.normalizes_gradients else None)
+    plain = NoiseScale(num_samples, section.exact_noise, averages_gradients=optim.averages_gradients)
+    normalized = replace(plain, normalized_from=base_batch)
+    noise = normalized if has_normalized_gradients(job) else plain
     lr = optim.lr * section.lr_scale
     momentum = optim.momentum if section.raise_momentum_to is None else section.raise_momentum_to
-    start = Start(lr, momentum, base_batch, noise, unit, section.limit(num_samples, unit))
+    start = Start(lr, momentum, base_batch, noise, noise, unit, section.limit(num_samples, unit))
     enlarged = section.enlarged_batch
     start = replace(start, global_batch=start.form(enlarged))
     if not math.isclose(enlarged, start.global_batch, rel_tol=1e-9):
         start = replace(start, wanted_batch=enlarged)
-    if (lr, momentum) == (optim.lr, optim.momentum):
-        return start
-    target = noise.of(optim.lr, optim.momentum, base_batch)
-    stage = start.stage(0.0, target, momentum, noise.batch_for(target, momentum, lr))
-    wanted = None if math.isclose(stage.wanted_batch, stage.global_batch, rel_tol=1e-9) else stage.wanted_batch
-    return replace(start, lr=stage.lr, global_batch=stage.global_batch, wanted_batch=wanted)
+    if (lr, momentum) != (optim.lr, optim.momentum):
+        target = noise.of(optim.lr, optim.momentum, base_batch)
+        stage = start.stage(0.0, target, momentum, noise.batch_for(target, momentum, lr))
+        wanted = None if math.isclose(stage.wanted_batch, stage.global_batch, rel_tol=1e-9) else stage.wanted_batch
+        start = replace(start, lr=stage.lr, global_batch=stage.global_batch, wanted_batch=wanted)
+    return start if section.normalizes_gradients else replace(start, noise=plain)
+
+
+def has_normalized_gradients(job: Job) -> bool:
+    """Return whether growth by κ with a learning rate of ε √κ keeps the noise scale of the phases.
+
+    So it does under seesaw, and for Adam under an `lr_rule` that multiplies ε by √κ (Malladi et al. 2022).
+    """
+    has_root = job.schedule.rule in {"sqrt", "adam", "adam_linear"}
+    return job.schedule.normalizes_gradients or (has_root and job.optim.averages_gradients)

@@ -54,6 +54,8 @@ def _momentum(plan: Plan, before: Phase, after: Phase) -> str:
 
 
 def _new_level(plan: Plan, before: Phase, after: Phase, *, at_once: bool) -> str:
+    if not after.momentum:
+        return "buffer cleared"
     if at_once:
         return f"buffer × {(1 - before.momentum) / (1 - after.momentum):.4g}"
     epochs = after.global_batch / (plan.num_samples * (1 - after.momentum))

@@ -16,7 +16,12 @@ from hvd_batchgrow.schedule.policies.decay import DecaySchedule
 from hvd_batchgrow.schedule.policy import compile_stages, policy_of
 from hvd_batchgrow.schedule.stages import Stage, Start, make_start
 from hvd_batchgrow.schedule.triggers.none import NoTrigger
-from hvd_batchgrow.schedule.weight_decay import decay_per_sample, is_inside_adams_ratio, strongest_decay
+from hvd_batchgrow.schedule.weight_decay import (
+    decay_per_sample,
+    is_inside_adams_ratio,
+    strongest_decay,
+    why_not_per_epoch,
+)
 
 
 def decay_twin(job: Job, num_samples: int, decisions: Sequence[Decision] = ()) -> Job:
@@ -38,7 +43,7 @@ def decay_twin(job: Job, num_samples: int, decisions: Sequence[Decision] = ()) -
         fault = "'adaptive' has a twin once it has decided: plan JOB --replay RUN/decisions.jsonl --twin"
         raise JobError([Fault("schedule.policy", fault)], job.name)
     stages, _ = compile_stages(job, start, decisions)
-    boundaries, factor = stated or _decays(job, start.noise, stages)
+    boundaries, factor = stated or _decays(job, start.noise_after_rule, stages)
     first = stages[0]
     lr = job.optim.lr * _first_multiple(start, first)
     twin = DecaySchedule(
@@ -104,7 +109,8 @@ def weight_decay_note(plan: Plan, twin: Plan) -> str | None:
         if not math.isclose(ours, its, rel_tol=_SAME_DECAY):
             epoch = phase.start_samples / plan.num_samples
             found = f"{ours:.3g} and {its:.3g} per epoch from epoch {epoch:.4g} on"
-            remedy = '; optim.weight_decay_rule = "per_epoch" makes them equal' if phase.start_samples else ""
+            may_help = phase.start_samples and optim.weight_decay_rule == "per_update" and not why_not_per_epoch(optim)
+            remedy = '; optim.weight_decay_rule = "per_epoch" makes them equal' if may_help else ""
             return f"run and twin also differ in weight decay: {found}{remedy}"
     return None
 

@@ -6,9 +6,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.config.optim import AdamSection, OptimBase
+from hvd_batchgrow.config.optim import AdamSection, LarsSection, OptimBase
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.schedule.stages import Stage
+
+
+def why_not_per_epoch(optim: OptimBase) -> str | None:
+    """Return why `weight_decay_rule = "per_epoch"` is not possible with the optimizer; None: it is."""
+    if is_inside_adams_ratio(optim):
+        return "'per_epoch' is not defined for adam, which divides weight decay by the gradient's size; use 'adamw'"
+    if isinstance(optim, LarsSection):
+        return (
+            "'per_epoch' is not possible with lars: its trust ratio η ‖w‖/(‖g‖ + β ‖w‖) falls as the weight decay β "
+            "rises, so no β that is known in advance holds the decay per epoch; use 'per_update'"
+        )
+    return None
 
 
 def is_inside_adams_ratio(optim: OptimBase) -> bool:
@@ -47,26 +59,19 @@ def strongest_decay(optim: OptimBase) -> float:
 def apply_weight_decay_rule(stages: Sequence[Stage], job: Job) -> list[Stage]:
     """Set the weight decay of each stage so that its decay per epoch is that of the first stage, if the rule says so.
 
-    A stage that only continues the phase before it with another learning rate keeps that phase's weight decay, as
-    warm-up does.
-
     Raises:
-        JobError: the rule is per_epoch, and the optimizer is adam or has weight decay 0; or one update would remove a
-            whole weight.
+        JobError: the rule is per_epoch, and the optimizer is adam or lars or has weight decay 0; or one update would
+            remove a whole weight.
     """
     optim = job.optim
     if optim.weight_decay_rule == "per_update":
         return list(stages)
-    if is_inside_adams_ratio(optim):
-        fault = "'per_epoch' is not defined for adam, which divides weight decay by the gradient's size; use 'adamw'"
+    if fault := why_not_per_epoch(optim):
         raise JobError([Fault(_KEY, fault)])
     if not strongest_decay(optim):
         raise JobError([Fault(_KEY, "'per_epoch' has no effect without optim.weight_decay above 0")])
     shares = [_share(optim, stage) for stage in stages]
-    factors: list[float] = []
-    for stage, share in zip(stages, shares, strict=True):
-        factors.append(factors[-1] if stage.continues_phase else shares[0] / share)
-    found = [replace(stage, weight_decay_factor=factor) for stage, factor in zip(stages, factors, strict=True)]
+    found = [replace(stage, weight_decay_factor=shares[0] / share) for stage, share in zip(stages, shares, strict=True)]
     for stage in found:
         _refuse_whole_weights(optim, stage)
     return found

@@ -159,11 +159,12 @@ def jobs(draw: st.DrawFn) -> tuple[dict[str, Any], int, Falls]:
         schedule["exact_noise"] = draw(st.booleans())
     if policy != "steps":
         schedule["lr_scale"] = draw(st.sampled_from([1.0, 1.0, 1.7, 3.0]))
+    if policy not in {"seesaw", "steps"}:
         schedule["raise_momentum_to"] = draw(st.sampled_from([momentum, (1 + momentum) / 2]))
     if "boundaries_epochs" in schedule and draw(st.booleans()):
         count = len(schedule["boundaries_epochs"])
         others = draw(st.lists(st.floats(0, 0.99), min_size=count, max_size=count))
-        schedule["momenta"] = [schedule["raise_momentum_to"], *others]
+        schedule["momenta"] = [schedule.get("raise_momentum_to", momentum), *others]
     if draw(st.booleans()):
         share = draw(st.floats(0, 0.5))
         schedule |= {"warmup_epochs": draw(st.floats(0.1, schedule["epochs"] - 0.1)), "warmup_start_lr": share * lr}

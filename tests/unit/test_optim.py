@@ -102,6 +102,62 @@ def test_new_betas_keep_adams_averages_unbiased(updates: int) -> None:
         torch.testing.assert_close(before - weight.detach(), torch.full_like(before, 1e-3), rtol=2e-3, atol=0)
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+@pytest.mark.parametrize("updates", [1, 20, 100])
+@pytest.mark.parametrize("betas", [(0.9, 0.98), (0.99, 0.9), (0.9, 0.0), (0.0, 0.9)], ids=str)
+def test_a_new_beta1_keeps_adams_average_unbiased(name: str, updates: int, betas: tuple[float, float]) -> None:
+    """As above, each step is the learning rate. The defect: 2.55 learning rates after 0.9 → 0.98 at update 20."""
+    model, optimizer = make(name=name, lr=1e-3, betas=(betas[0], 0.999), eps=1e-12)
+    weight = next(model.parameters())
+    first, later = (replace(PHASE, lr=1e-3, momentum=beta) for beta in betas)
+    for phase in [*[first] * updates, *[later] * 3, *[first] * 3]:
+        before = weight.detach().clone()
+        set_hyperparameters(optimizer, phase)
+        step(model, optimizer)
+        torch.testing.assert_close(before - weight.detach(), torch.full_like(before, 1e-3), rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.Adamax, torch.optim.NAdam])
+def test_a_new_beta1_keeps_the_average_of_torchs_other_adams_unbiased(kind: Any) -> None:
+    """Under a gradient of 1, each average is 1 and no step differs. NAdam corrects by a product of all β₁."""
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = kind([weight], lr=1e-3, betas=(0.9, 0.999))
+    sizes = []
+    for momentum in [0.9] * 20 + [0.98] * 3:
+        set_hyperparameters(optimizer, replace(PHASE, lr=1e-3, momentum=momentum))
+        before, weight.grad = weight.detach().clone(), torch.ones(3)
+        optimizer.step()
+        sizes.append(float((before - weight.detach()).mean()))
+    assert sizes[19] == pytest.approx(1e-3, rel=0.06)
+    assert sizes[20:] == pytest.approx([sizes[19]] * 3, rel=0.01)
+
+
+def test_a_new_beta1_leaves_averages_that_are_not_corrected() -> None:
+    """Lion and others have "betas" and an average, but count no steps and correct nothing."""
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    optimizer.param_groups[0]["betas"] = (0.9, 0.99)
+    optimizer.param_groups[0]["eps"] = 0.0
+    optimizer.state[weight]["exp_avg"] = torch.ones(3)
+    set_hyperparameters(optimizer, replace(PHASE, momentum=0.95, beta2=0.98))
+    assert optimizer.param_groups[0]["betas"] == (0.95, 0.98)
+    assert optimizer.state[weight]["exp_avg"].tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize("rescale", [False, True])
+@pytest.mark.parametrize("name", ["sgd", "lars", "rmsprop"])
+def test_a_phase_without_momentum_clears_the_buffer(name: str, rescale: bool) -> None:
+    """The gradient is 1 and then 0 from the middle phase on, so after it nothing moves. The defect: a step of 0.9."""
+    model, optimizer = make(name="sgd" if name == "rmsprop" else name, momentum=0.9, weight_decay=0.0)
+    if name == "rmsprop":
+        optimizer = torch.optim.RMSprop(model.parameters(), lr=0.1, momentum=0.9)
+    for momentum, gradient in [(0.9, 1.0)] * 50 + [(0.0, 0.0)] * 50 + [(0.9, 0.0)]:
+        set_hyperparameters(optimizer, replace(PHASE, momentum=momentum), rescale_momentum=rescale)
+        before = copy.deepcopy(model.state_dict())
+        step(model, optimizer, gradient)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
 def test_the_step_of_adam_is_that_of_an_average_with_the_new_beta2() -> None:
     """0.9⁸ = (0.9⁴)², so eight steps at β₂ = 0.9 are two at 0.6561."""
     model, optimizer = make(name="adam", lr=1e-3, betas=(0.9, 0.9))
@@ -112,7 +168,7 @@ def test_the_step_of_adam_is_that_of_an_average_with_the_new_beta2() -> None:
 
 
 def test_a_fork_with_another_beta2_keeps_adams_averages_unbiased() -> None:
-    """0.999²⁰⁰ = 0.9^1.8992: 200 ln 0.999 / ln 0.9 = 1.8992."""
+    """0.999²⁰⁰ = 0.9^1.8992: 200 ln 0.999 / ln 0.9 = 1.8992. β₁ = 0.8: 1 - 0.8^1.8992 = 0.3454, and 1 - 0.8²⁰⁰ = 1."""
     model, saved = make(name="adam", betas=(0.8, 0.999))
     step(model, saved)
     for state in saved.state.values():
@@ -121,6 +177,11 @@ def test_a_fork_with_another_beta2_keeps_adams_averages_unbiased() -> None:
     _load_optimizer(optimizer, saved.state_dict(), keeps_beta2=False)
     assert optimizer.state[next(model.parameters())]["step"].item() == pytest.approx(1.8992, abs=1e-4)
     assert optimizer.param_groups[0]["betas"] == (0.8, 0.9)  # the schedule sets β₁
+    parameter = next(model.parameters())
+    scaled = 0.2 * 0.3454  # of the average 0.2 after one step with a gradient of 1
+    torch.testing.assert_close(
+        optimizer.state[parameter]["exp_avg"], torch.full_like(parameter, scaled), rtol=1e-3, atol=0
+    )
 
 
 @pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])

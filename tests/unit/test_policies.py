@@ -176,15 +176,15 @@ def test_adams_set(rule: str, betas: tuple[float, float]) -> None:
     assert after.eps == pytest.approx(0.5e-8)
 
 
-@pytest.mark.parametrize(("rule", "beta1"), [("adam", 0.95**4), ("adam_linear", 0.8)])
-def test_adams_set_goes_from_the_raised_momentum(rule: str, beta1: float) -> None:
+@pytest.mark.parametrize(("rule", "beta1"), [("sqrt", 0.9), ("adam", 0.9**4), ("adam_linear", 0.6)])
+def test_adams_set_starts_from_the_scaled_learning_rate(rule: str, beta1: float) -> None:
     schedule = BOUNDARIES | {"epochs": 10.0, "boundaries_epochs": [5.0], "noise_factor": 4.0}
-    plan = make_plan(policy="grow", optim=ADAM, lr_rule=rule, raise_momentum_to=0.95, max_batch=4096, **schedule)
+    plan = make_plan(policy="grow", optim=ADAM, lr_rule=rule, lr_scale=2.0, max_batch=4096, **schedule)
     before, after = plan.schedule.phases
-    # (1 - 0.9)/(1 - 0.95) = 2 times the batch at the same noise scale; then κ = 4
-    assert (before.momentum, before.global_batch) == pytest.approx((0.95, 256))
-    assert plan.noise_scale(before) == pytest.approx(1e-3 * N / (128 * 0.1))
-    assert (after.momentum, after.global_batch) == pytest.approx((beta1, 1024))
+    # g ∝ ε/√B: ε × 2 and B × 2² have the same noise scale; then κ = 4
+    assert (before.lr, before.momentum, before.global_batch) == pytest.approx((2e-3, 0.9, 512))
+    assert plan.noise_scale(before) == pytest.approx(1e-3 * N / 128)
+    assert (after.lr, after.momentum, after.global_batch) == pytest.approx((4e-3, beta1, 2048))
 
 
 def test_seesaw_shares_the_factor_between_rate_and_batch() -> None:
@@ -199,14 +199,14 @@ def test_seesaw_shares_the_factor_between_rate_and_batch() -> None:
 
 
 def test_seesaw_with_a_larger_start_has_the_noise_scale_of_normalized_gradients() -> None:
-    """g = ε N / (√(B B₀) (1-m)): ε × 2 at the start takes B × 4. Then B doubles, ε falls by √2 and g by 2."""
+    """g = ε N / √(B B₀): ε × 2 at the start takes B × 4. Then B doubles, ε falls by √2 and g by 2."""
     short: dict[str, Any] = {"epochs": 3.0, "boundaries_epochs": [1.0, 2.0], "noise_factor": 2.0, "global_batch": 128}
     job = make_job(optim={**ADAM, "name": "adamw"}, policy="seesaw", lr_scale=2.0, max_batch="N/10", **short)
     plan = compile_plan(job, 1, 60_000)
     assert [p.global_batch for p in plan.schedule.phases] == [512, 1024, 2048]
-    # 0.002 · 60 000 / (√(512 · 128) · 0.1) = 120 / 25.6
+    # 0.002 · 60 000 / √(512 · 128) = 120 / 256
     noise = [plan.noise_scale(p) for p in plan.schedule.phases]
-    assert noise == pytest.approx([4.6875, 2.34375, 1.171875], rel=1e-12)
+    assert noise == pytest.approx([0.46875, 0.234375, 0.1171875], rel=1e-12)
 
 
 def test_an_imported_step_list_becomes_batches() -> None:

@@ -19,6 +19,7 @@ from hvd_batchgrow.optim.build import build_optimizer, set_weight_decay, weight_
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.transitions import describe_transitions
 from hvd_batchgrow.schedule.twin import decay_twin, weight_decay_note
+from hvd_batchgrow.schedule.weight_decay import decay_per_sample
 from tests.helpers import job_tree, small_source, write_idx_folder
 
 N = 64_000
@@ -99,25 +100,50 @@ def test_an_update_that_straddles_a_boundary_causes_no_note() -> None:
     assert weight_decay_note(plan, twin) is None
 
 
-def test_a_phase_that_is_cut_into_pieces_has_one_weight_decay() -> None:
+@pytest.mark.parametrize("optim", [ADAMW, SGD], ids=["adamw", "sgd"])
+def test_a_phase_that_is_cut_into_pieces_decays_weights_like_its_twin(optim: dict[str, Any]) -> None:
     """A cosine of four phases, of which the last is cut into 25 pieces: its batch of 2,440 is above the limit.
 
     The mean of (1 + cos πt)/2 over part k of n is ½ + (n/2π) (sin π(k+1)/n - sin πk/n). It is 0.950158158 in the
-    first phase and 0.140951617 in the first piece of the last, part 75 of 100. λ × their ratio keeps λ ε/B.
+    first phase. λ × its ratio to the mean of a piece, part 75 to 99 of 100, keeps λ ε/B. The defect: the run kept the λ
+    of the first piece, and its twin did not.
     """
-    job = plan_of(ADAMW | PER_EPOCH, epochs=8.0, boundaries_epochs=[]).job
+    job = plan_of(optim | PER_EPOCH, epochs=8.0, boundaries_epochs=[]).job
     cosine = {"policy": "import", "lr_schedule": "cosine", "num_phases": 4, "epochs": 8.0, "global_batch": 128}
     tree = job.model_dump(mode="json", exclude_none=True) | {"schedule": {**cosine, "max_batch": 512}}
     plan = compile_plan(parse_job(tree), 1, N)
     last = [phase.weight_decay_factor for phase in plan.schedule.phases if phase.start_epoch >= 6]
-    assert last == pytest.approx([0.950158158 / 0.140951617] * 25, rel=1e-8)
+    means = [0.5 + 50 / math.pi * (math.sin(math.pi * (k + 1) / 100) - math.sin(math.pi * k / 100)) for k in (75, 90)]
+    assert (last[0], last[15]) == pytest.approx([0.950158158 / mean for mean in means], rel=1e-8)
+    twin = compile_plan(decay_twin(plan.job, N), 1, N)
+    assert factors(twin) == pytest.approx(factors(plan), rel=1e-9)
+    rest = 1 - 0.9 if optim is SGD else 1.0
+    first = optim["weight_decay"] * optim["lr"] * 0.950158158 * N / (128 * rest)  # λ ε N / (B (1-m))
+    for each in (plan, twin):
+        decays = [N * decay_per_sample(each.job.optim, phase) for phase in each.schedule.phases]
+        assert decays == pytest.approx([first] * 28, rel=1e-8)
+    assert weight_decay_note(plan, twin) is None
 
 
 def test_momentum_counts_for_sgd_and_not_for_adamw() -> None:
-    """B × 4 and then m from 0.9 to 0.95 doubles 1/(1-m): the noise scale falls by 4, so B × 8 and λ × 4."""
+    """B × 4, and with SGD m from 0.9 to 0.95 doubles 1/(1-m), so B × 8 has the same noise; λ × 4 for both."""
     schedule: dict[str, Any] = {"momenta": [0.9, 0.95], "boundaries_epochs": [1.0]}
     assert factors(plan_of(SGD | PER_EPOCH, **schedule)) == pytest.approx([1, 4], rel=1e-9)
-    assert factors(plan_of(ADAMW | PER_EPOCH, **schedule)) == pytest.approx([1, 8], rel=1e-9)
+    assert factors(plan_of(ADAMW | PER_EPOCH, **schedule)) == pytest.approx([1, 4], rel=1e-9)
+
+
+def test_the_note_names_the_rule_only_where_it_is_possible() -> None:
+    """With exact noise, growth by N/B - 1 from 128 to N/2 at a constant rate divides ε/B by 250, the twin's by 499."""
+    exact = {"exact_noise": True, "boundaries_epochs": [1.0], "noise_factor": 499.0, "max_batch": 32_000}
+    lars = {"name": "lars", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
+    notes = {}
+    for optim in (SGD, lars):
+        plan = plan_of(optim, **exact)
+        notes[optim["name"]] = weight_decay_note(plan, compile_plan(decay_twin(plan.job, N), 1, N)) or ""
+    assert notes["lars"].startswith(
+        "run and twin also differ in weight decay: 0.001 and 0.000501 per epoch from epoch 1"
+    )
+    assert notes["sgd"] == f'{notes["lars"]}; optim.weight_decay_rule = "per_epoch" makes them equal'
 
 
 def test_warm_up_does_not_change_weight_decay() -> None:
@@ -129,6 +155,10 @@ def test_warm_up_does_not_change_weight_decay() -> None:
     ("optim", "message"),
     [
         ({"name": "adam", "lr": 1e-3, "weight_decay": 0.1}, "'per_epoch' is not defined for adam, which"),
+        (
+            {"name": "lars", "lr": 1.0, "weight_decay": 5e-4},
+            r"'per_epoch' is not possible with lars: its trust ratio η ‖w‖/\(‖g‖ \+ β ‖w‖\) falls as the weight decay",
+        ),
         ({"name": "sgd", "lr": 0.1}, "'per_epoch' has no effect without optim.weight_decay above 0"),
         # λ × 16 in the last phase, at 10 times the learning rate: 10 · 8 · 16 · 0.001 = 1.28
         (

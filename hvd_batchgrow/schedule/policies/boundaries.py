@@ -36,7 +36,8 @@ class BoundaryPolicy(BatchPolicy):
     noise_factor: Factor = 5.0
     """Factor that divides the noise scale at a boundary: one number, or one for each boundary."""
     momenta: Annotated[tuple[Fraction, ...], BeforeValidator(tuples)] | None = None
-    """Momentum of each phase; the batch (with `decay`: the learning rate) compensates for it. None: constant."""
+    """Momentum of each phase, for Adam β₁. For sgd and lars, what changes at the boundary compensates: the batch, or
+    with `decay` and at the decaying boundaries of `hybrid` the learning rate. None: constant."""
 
     def targets(self, start: Start) -> list[tuple[float, float, float]]:
         """Return epoch, noise scale and momentum of each stage. Raises JobError."""

@@ -91,7 +91,15 @@ def _of_schedule(job: Job, num_samples: int) -> Iterator[Fault]:
     if section.warmup_start_lr and not section.warmup_epochs:
         fault = f"{section.warmup_start_lr:g} has no effect: warmup_epochs is 0; set it, or remove this key"
         yield Fault("schedule.warmup_start_lr", fault)
-    if section.raise_momentum_to is not None and section.raise_momentum_to < optim.momentum:
+    if section.raise_momentum_to is None:
+        return
+    if optim.averages_gradients:
+        fault = (
+            f"is for sgd and lars: the step of {optim.name} is an average of gradients, whose noise β₁ does not change"
+        )
+        remedy = f"so the batch would stay; remove it, and set β₁ as {optim.momentum_key}"
+        yield Fault("schedule.raise_momentum_to", f"{fault}, {remedy}")
+    elif section.raise_momentum_to < optim.momentum:
         fault = f"{section.raise_momentum_to:g} is below {optim.momentum_key} = {optim.momentum:g}"
         yield Fault("schedule.raise_momentum_to", f"{fault}; remove it, or lower {optim.momentum_key}")
 
