@@ -15,7 +15,11 @@ import torch
 
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.messages.errors import JobError
+from hvd_batchgrow.observers.advice_tables import summary
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
+from hvd_batchgrow.schedule.adaptive.noise_record import Observation
+from hvd_batchgrow.schedule.advice import advise
+from hvd_batchgrow.schedule.branch_advice import needed_lr_rule
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.recorded_run import RecordedRun
 from hvd_batchgrow.schedule.twin import decay_twin
@@ -98,6 +102,32 @@ def test_advice_sees_that_the_noise_of_such_a_run_stayed(rule: str) -> None:
     plan = plan_of(lr_rule=rule)
     run = RecordedRun("runs/a", plan.job, N, plan.num_updates, tuple(plan.to_dict()["phases"]), ())
     assert not run.noise_fell
+
+
+def test_advice_for_such_a_run_keeps_its_form_of_the_noise_scale() -> None:
+    """ε ÷ 4 at epoch 4: ε/√B falls by 4, as with B × 4 and ε ÷ 2."""
+    schedule = {"policy": "adaptive", "epochs": 12.0, "global_batch": 64, "exact_noise": True, "lr_rule": "adam"}
+    schedule |= {"lr_boundaries_epochs": [4.0], "lr_factor": 4.0}
+    plan = plan_of(tree={"schedule": schedule, "trigger": {"name": "plateau", "patience_epochs": 1.0}})
+    starts = range(0, 12 * N, 500)
+    seen = [
+        Observation(at, at + 500, 5, 64, LR if at < 4 * N else LR / 4, 4, True, 5000.0, 4000.0, 6000.0) for at in starts
+    ]
+    run = RecordedRun("runs/a", plan.job, N, plan.num_updates, tuple(plan.to_dict()["phases"]), tuple(seen))
+    assert needed_lr_rule(run) == "sqrt"
+    advice = advise(run)
+    assert advice.job.schedule.policy == "seesaw"
+    phases = advice.plan.schedule.phases
+    assert [phase.global_batch for phase in phases] == [64, 256]
+    assert [phase.lr for phase in phases] == pytest.approx([LR, LR / 2], rel=1e-9)
+
+
+def test_advice_names_the_rule_that_keeps_the_noise_scale_of_adam() -> None:
+    plan = plan_of(policy="decay", noise_factor=1.0)
+    seen = tuple(Observation(at, at + 500, 5, 64, LR, 4, True, 500.0, 400.0, 600.0) for at in range(0, 12 * N, 500))
+    run = RecordedRun("runs/a", plan.job, N, plan.num_updates, tuple(plan.to_dict()["phases"]), seen)
+    assert "to keep it constant: --lr-rule adam." in " ".join(summary(advise(run)))
+    assert "so does this job: lr rises with the batch" in " ".join(summary(advise(run, lr_rule="adam")))
 
 
 def test_the_linear_rule_keeps_the_plain_form() -> None:

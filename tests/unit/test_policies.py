@@ -488,3 +488,6 @@ def test_transitions_say_what_happens_to_momentum_norm_and_decay() -> None:
     assert "weight decay per epoch 0.195 → 0.0391" in line
     (line,) = describe_transitions(make_plan(policy="grow", max_batch=640, **schedule))
     assert re.search(r"buffer refills over B/\(N\(1-m\)\) = 0.26 epochs; .*; no weight decay", line)
+    without = BOUNDARIES | {"boundaries_epochs": [60.0], "momenta": [0.9, 0.0], "noise_factor": 1.0}
+    (line,) = describe_transitions(make_plan(optim=optim, policy="decay", **without))
+    assert "momentum 0.9 → 0, buffer cleared;" in line

@@ -134,7 +134,12 @@ def test_momentum_counts_for_sgd_and_not_for_adamw() -> None:
 
 def test_the_note_names_the_rule_only_where_it_is_possible() -> None:
     """With exact noise, growth by N/B - 1 from 128 to N/2 at a constant rate divides ε/B by 250, the twin's by 499."""
-    exact = {"exact_noise": True, "boundaries_epochs": [1.0], "noise_factor": 499.0, "max_batch": 32_000}
+    exact: dict[str, Any] = {
+        "exact_noise": True,
+        "boundaries_epochs": [1.0],
+        "noise_factor": 499.0,
+        "max_batch": 32_000,
+    }
     lars = {"name": "lars", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
     notes = {}
     for optim in (SGD, lars):
