@@ -175,6 +175,11 @@ def job_with(section: str, **values: Any) -> Job:
     [
         ("optim", {"lr": 128.0, "weight_decay": 0.0}, "optim.lr = 128 is unusually large for 'sgd'"),
         ("optim", {"lr": 1e30, "weight_decay": 0.0}, "optim.lr = 1e+30 is unusually large for 'sgd'"),
+        (
+            "optim",
+            {"momentum": 0.9, "rescale_momentum": True},
+            "optim.rescale_momentum has no effect, because the momentum never changes; schedule.momenta changes",
+        ),
         ("optim", {"name": "adam", "lr": 0.5}, "optim.lr = 0.5 is unusually large for 'adam'"),
         (
             "optim",

@@ -16,6 +16,8 @@ GROW_LR, GROW_MOMENTUM = "jobs/fashion_mnist_grow_lr.toml", "jobs/fashion_mnist_
 ADABATCH, ADAM, RESNET = (
     f"benchmarks/paper/jobs/fashion_mnist_{name}.toml" for name in ("adabatch", "adam", "resnet8")
 )
+LATER_MOMENTUM = keys(schedule__momenta="[0.9, 0.98, 0.98, 0.98]")
+"""The momentum is raised at the first boundary, when its buffer is full: only then can it be rescaled."""
 FIXED = keys(schedule__batch_factor="1", schedule__lr_factor="0.375")
 """AdaBatch's comparison: the learning rate alone decays."""
 LARGE = keys(schedule__global_batch="4096", schedule__warmup_epochs="2", optim__lr="3.2")
@@ -67,8 +69,9 @@ CLAIMS = Study(
         Arm("adabatch_grow", ADABATCH, seeds=FIVE),
         Arm("grow_lr", GROW_LR),
         Arm("grow_momentum", GROW_MOMENTUM),
-        Arm("grow_momentum_rescaled", GROW_MOMENTUM, keys(optim__rescale_momentum="true")),
         Arm("grow_momentum_1280", GROW_MOMENTUM, keys(schedule__max_batch="1280")),
+        Arm("momentum_later", GROW, LATER_MOMENTUM),
+        Arm("momentum_later_rescaled", GROW, LATER_MOMENTUM | keys(optim__rescale_momentum="true")),
         *_policies("nesterov", optim__nesterov="true"),
         *_policies("no_momentum", optim__momentum="0", optim__lr="1.0"),
         Arm("adam", ADAM, has_twin=True),
@@ -84,6 +87,8 @@ CLAIMS = Study(
     changes=QUIET,
 )
 
+RAISED = ("grow", "grow_lr", "grow_momentum", "grow_momentum_1280", "momentum_later", "momentum_later_rescaled")
+
 _table = partial(Table, study=CLAIMS, page=PAGE, margin=MARGIN)
 
 TABLES = (
@@ -98,7 +103,7 @@ TABLES = (
     _table("nesterov", names=("nesterov_decay", "nesterov_hybrid", "nesterov_grow")),
     _table("no_momentum", names=("no_momentum_decay", "no_momentum_hybrid", "no_momentum_grow")),
     _table("adam", names=("adam-twin", "adam_hybrid", "adam", "adam_seesaw")),
-    _table("raised", names=("grow", "grow_lr", "grow_momentum", "grow_momentum_rescaled", "grow_momentum_1280")),
+    _table("raised", names=RAISED),
     _table("adabatch", names=("adabatch_small", "adabatch_grow", "adabatch_large"), with_figures=True),
     _table("weight_decay", names=("adamw-twin", "adamw", "adamw_per_epoch")),
     _table("modules", names=("grow", "hadamard")),

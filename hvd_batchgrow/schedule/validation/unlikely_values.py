@@ -31,11 +31,21 @@ def unlikely_values(job: Job, num_samples: int, phases: Sequence[Phase]) -> list
     num_updates = sum(phase.num_updates for phase in phases)
     return [
         *_of_optimizer(job, num_updates),
+        *_of_momentum(job, phases),
         *_of_network(job),
         *_of_lengths(job, num_samples, phases[0].global_batch),
         *trigger_of(job).unlikely_values(),
         *_of_selection(job),
     ]
+
+
+def _of_momentum(job: Job, phases: Sequence[Phase]) -> Iterator[str]:
+    if getattr(job.optim, "rescale_momentum", False) and len({phase.momentum for phase in phases}) == 1:
+        from_start = "; raise_momentum_to holds from the start" if job.schedule.raise_momentum_to else ""
+        yield (
+            f"optim.rescale_momentum has no effect, because the momentum never changes{from_start}; "
+            "schedule.momenta changes it at boundaries"
+        )
 
 
 def _of_optimizer(job: Job, num_updates: int) -> Iterator[str]:
