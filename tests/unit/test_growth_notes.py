@@ -80,7 +80,8 @@ def test_a_limit_below_two_batches_is_reported(policy: str, schedule: dict[str, 
             "grow",
             BOUNDARY,  # to 24 of the 80 that are wanted
             "the first boundary requests a batch of 80: it grows to at most 24, and the learning rate decays by the "
-            "rest: schedule.max_batch = 'N/10' = 24, with a first batch of 16; for growth use max_batch >= 80",
+            "remaining factor: schedule.max_batch = 'N/10' = 24, with a first batch of 16; for growth use "
+            "max_batch >= 80",
         ),
     ],
 )
@@ -105,7 +106,8 @@ def test_other_reasons_are_named(policy: str, schedule: dict[str, Any], note: st
             {"global_batch": 16, "max_batch": 48},
             [
                 "the first decision requests a batch of 80: it grows to at most 48, and the learning rate decays by "
-                "the rest: schedule.max_batch = 48, with a first batch of 16; for growth use max_batch >= 80"
+                "the remaining factor: schedule.max_batch = 48, with a first batch of 16; for growth use "
+                "max_batch >= 80"
             ],
         ),
         ({"name": "plateau", "noise_factor": 3.0}, {"global_batch": 16, "max_batch": 48}, []),
