@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from hvd_batchgrow.messages.errors import describe_error
@@ -47,4 +48,13 @@ def find_callable(name: str) -> Callable[..., Any]:
         if found is None
         else f"defines it as {with_article(type(found).__name__)}, which is not callable"
     )
-    raise NotFound(f"{name}: {module_name} {fault}{hint}")
+    raise NotFound(f"{name}: {module_name} {fault}{hint}{_hidden(module_name, module)}")
+
+
+def _hidden(module_name: str, module: ModuleType) -> str:
+    """Return which file of the working directory a module hides that has the same name, or an empty text."""
+    place, found = Path.cwd().joinpath(*module_name.split(".")), getattr(module, "__file__", None)
+    files = [file for file in (place.with_name(f"{place.name}.py"), place / "__init__.py") if file.is_file()]
+    if not files or (found and files[0].samefile(found)):
+        return ""
+    return f"; {files[0]} is hidden by {found or 'a built-in module'}, which has the same name: rename it"

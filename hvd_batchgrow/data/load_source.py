@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.source_specs import SOURCES, ReportProgress
 from hvd_batchgrow.config.task_specs import TargetKind
 from hvd_batchgrow.data.augment_checks import channel_faults
+from hvd_batchgrow.data.datasets.class_labels import notes_on_classes
 from hvd_batchgrow.data.datasets.dataset import Datasets
+from hvd_batchgrow.data.datasets.subset import whole_of
 from hvd_batchgrow.data.held_out import with_validation
 from hvd_batchgrow.data.own_source import load_own
 from hvd_batchgrow.data.source_checks import check_data, check_targets, known_source_size
@@ -62,7 +66,24 @@ def load_source(
         fault = f"{data.source!r} has its own validation set of {len(source.validation):,} samples; use 0"
         raise JobError([Fault("data.validation_fraction", fault)])
     source = _with_overrides(source, data, target)
-    return with_validation(source, data.validation_fraction, seed) if data.validation_fraction else source
+    if data.validation_fraction:
+        source = with_validation(source, data.validation_fraction, seed)
+    return _with_class_notes(source) if target == "class" or (spec and target is None) else source
+
+
+def _with_class_notes(source: Datasets) -> Datasets:
+    """Add a note on classes that never occur in training, if all labels are in arrays: others may be too many."""
+    sets = {"training": source.train, "validation": source.validation, "test": source.test}
+    labels = {
+        name: samples.targets[np.arange(len(samples))]
+        for name, samples in sets.items()
+        if samples is not None and isinstance(whole_of(samples).targets, np.ndarray)
+    }
+    train = labels.pop("training", None)
+    if train is None or train.ndim != 1 or train.dtype.kind not in "iu":
+        return source
+    notes = notes_on_classes(train, labels, source.num_classes, source.schema.get("classes") or ())
+    return replace(source, notes=(*source.notes, *notes))
 
 
 def _with_overrides(source: Datasets, data: DataSection, target: TargetKind | None) -> Datasets:

@@ -12,12 +12,12 @@ from torch.utils.data import Dataset as TorchDataset
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.task_specs import TargetKind
-from hvd_batchgrow.data.datasets.class_labels import notes_on_classes
 from hvd_batchgrow.data.datasets.constant_faults import constant_faults
 from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Dataset, Datasets
 from hvd_batchgrow.data.datasets.normalization import chunks_of, finite_chunks
+from hvd_batchgrow.data.datasets.plain_values import plain
 from hvd_batchgrow.data.datasets.plausibility import byte_hint, check_layout
-from hvd_batchgrow.data.datasets.targets import check_target_values, target_faults
+from hvd_batchgrow.data.datasets.targets import check_digits, check_target_values, target_faults
 from hvd_batchgrow.data.samples.keyed_fetch import check_same_again, with_keyed_fetch
 from hvd_batchgrow.data.samples.load_samples import ACCEPTED, load_samples, own_test_faults
 from hvd_batchgrow.import_string import NotFound, find_callable
@@ -51,7 +51,7 @@ def load_own(data: DataSection, seed: int = 0, target: TargetKind | None = "clas
             return load_samples(source, data, seed, target)
         faults = _array_faults(source)
         if not faults:
-            source = _with_keyed_fetch(source, seed)
+            source = _with_plain_constants(_with_keyed_fetch(source, seed))
             faults = check_own(source, data.shape, target)
     except (JobError, RunError):
         raise
@@ -59,9 +59,10 @@ def load_own(data: DataSection, seed: int = 0, target: TargetKind | None = "clas
         raise RunError(f"data.source = {data.source!r} failed: {describe_error(error)}") from error
     if found := [Fault("data.source", f"{data.source}: {fault}") for fault in faults] or own_test_faults(data):
         raise JobError(found)
-    for part, samples in _sets(source):
+    checked: Datasets = source
+    for part, samples in _sets(checked):
         check_same_again(samples, f"data.source = {data.source!r}, {part}")
-    return _with_notes(source) if target == "class" else source
+    return checked
 
 
 def _accepts_section(function: Callable[..., Any]) -> bool:
@@ -124,11 +125,12 @@ def _with_keyed_fetch(source: Any, seed: int) -> Any:
     return replace(source, **keyed)
 
 
-def _with_notes(source: Datasets) -> Datasets:
-    train, test = source.train.targets, source.test.targets
-    if not isinstance(train, np.ndarray) or not isinstance(test, np.ndarray):  # computed labels may be too many
+def _with_plain_constants(source: Any) -> Any:
+    """Return a source whose constants and schema are values of Python, for JSON; any other object unchanged."""
+    if not isinstance(source, Datasets):
         return source
-    return replace(source, notes=(*source.notes, *notes_on_classes(train, test, source.num_classes)))
+    mean, std = (tuple(plain(getattr(source, key))) for key in ("mean", "std"))
+    return replace(source, num_classes=plain(source.num_classes), mean=mean, std=std, schema=plain(source.schema))
 
 
 def _sets(source: Datasets) -> list[tuple[str, Dataset]]:
@@ -166,6 +168,8 @@ def check_own(source: Any, shape: tuple[int, ...] | None = None, target: TargetK
     if not faults:
         for part, samples in sets:
             check_target_values(samples, source.num_classes, target, f"data.source, {part}")
+        if target == "values" and isinstance(source.train.targets, np.ndarray):
+            check_digits(source.train.targets, "data.source, train")
     return faults
 
 

@@ -17,7 +17,7 @@ Tree = Any
 """A tensor, or a dict, list, tuple or named tuple of trees."""
 
 
-def map_tensors(function: Callable[..., Tensor], tree: Tree, *others: Tree) -> Tree:
+def map_tensors(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     """Apply a function to each tensor of a tree, and return the results as a tree of the same form.
 
     Args:

@@ -88,6 +88,7 @@ def evaluate_run(
     job = job_for_inference(_with_data(description.job, overrides, run), device)
     place = inference_device(job)
     source = _other_data(job, description, report) if overrides else _own_data(job, description, run, report)
+    notes += source.notes if overrides else ()
     parts = TrainingParts(job, source, SingleRank(), place, pretrained=False)
     check_model_fits(state, parts.model, run)
     trained = TrainState(parts)
@@ -133,22 +134,29 @@ def _other_data(job: Job, description: ModelDescription, report: ReportProgress)
     data, num_classes = job.data, description.num_outputs
     mean, std = description.normalization.mean, description.normalization.std
     test: Dataset
+    notes: tuple[str, ...] = ()
     if data.source == "image_folder":
         test = load_test(data, description.classes, report)
     elif data.source in {"csv", "parquet"}:
-        test = _table_rows(job, description)
+        test, notes = _table_rows(job, description)
     else:
         section = data.model_copy(update={"num_classes": num_classes, "mean": mean or None, "std": std or None})
         source = load_source(section, job.seed, report, target_of(job.task), any_size=True)
-        return _same_meaning(job, source, description)
-    return _same_meaning(job, Datasets(test, test, num_classes, mean, std), description)
+        return _same_meaning(job, replace(source, notes=()), description)  # the notes are for training
+    return _same_meaning(job, Datasets(test, test, num_classes, mean, std, notes), description)
 
 
-def _table_rows(job: Job, description: ModelDescription) -> ArrayDataset:
+def _table_rows(job: Job, description: ModelDescription) -> tuple[ArrayDataset, tuple[str, ...]]:
+    """Return the rows of all test files, and notes on rows that are skipped."""
     files = find_test_files(job.data)
     rows = [read_rows(path, description, job.data, with_targets=True) for path in files]
     values, targets = np.concatenate([part.values for part in rows]), np.concatenate([part.targets for part in rows])
-    return ArrayDataset(values, targets, ", ".join(map(str, files)))
+    notes = tuple(
+        f"{path}: {part.num_skipped:,} of {part.num_skipped + len(part.values):,} rows are skipped: a value is missing"
+        for path, part in zip(files, rows, strict=True)
+        if part.num_skipped
+    )
+    return ArrayDataset(values, targets, ", ".join(map(str, files))), notes
 
 
 def _same_meaning(job: Job, source: Datasets, description: ModelDescription) -> Datasets:

@@ -146,7 +146,7 @@ def _onnx_reference(content: bytes) -> Callable[[Tensor], Tensor]:
 
 def _program(model: nn.Module, example: Tree) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch")
-    shapes: Any = map_tensors(lambda tensor: {0: batch}, example)  # type: ignore[arg-type,return-value]
+    shapes: Any = map_tensors(lambda tensor: {0: batch}, example)
     return torch.export.export(model, (example,), dynamic_shapes=(shapes,))
 
 

@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.data.datasets.targets import as_float32
 from hvd_batchgrow.data.tables.cells import Bits, CellFault, Texts, as_numbers, as_texts, cell_fault
 from hvd_batchgrow.data.tables.checked_files import (
     as_categories,
     listed_faults,
+    missing_labels,
     null_cells,
     plain_cells,
-    stacked,
     target_numbers,
 )
 from hvd_batchgrow.data.tables.columns import RawTable, column_index, label_columns, read_csv, read_table
@@ -41,10 +42,14 @@ class LabeledRows:
     """Classes (n,), or numbers (n, K); 0 if they were not read."""
     places: Sequence[str]
     """Location of each row in the file: `line 3`."""
+    num_skipped: int = 0
+    """Rows that are not among them, because a value or the target is missing."""
 
 
 def read_rows(path: Path, description: ModelDescription, data: DataSection, *, with_targets: bool) -> LabeledRows:
     """Read the rows of a csv or parquet file. Columns are found by name, or by position in a file without a header.
+
+    With targets, `data.missing = "drop_row"` skips rows as in training; without, each row needs a prediction.
 
     Args:
         path: the file; parquet if its name ends with .parquet, else csv.
@@ -63,35 +68,52 @@ def read_rows(path: Path, description: ModelDescription, data: DataSection, *, w
     indices = _indices(table, columns)
     values = np.zeros((table.num_rows, len(indices)))
     faults: list[tuple[str, CellFault]] = []
+    drops_rows = with_targets and data.missing == "drop_row"
+    skipped = np.zeros(table.num_rows, dtype=np.bool_)
     for k, (column, index) in enumerate(zip(columns.columns, indices, strict=True)):
-        values[:, k], found = _converted(table.cells[index], column, columns, data)
+        cells = table.cells[index]
+        values[:, k], missing, found = _converted(cells, column, columns, data)
+        if drops_rows:
+            skipped |= missing
+        elif missing.any():
+            found.append(
+                cell_fault(cells, missing, _MISSING, "the training rows had no replacement for missing values")
+            )
         faults += [(column.name, fault) for fault in found]
     targets: NDArray[Any] = np.zeros(table.num_rows, dtype=np.int64)
     if with_targets:
-        targets, target_faults = _targets(table, description, columns.first_label, data)
+        targets, missing, target_faults = _targets(table, description, columns.first_label, data)
+        skipped |= missing
         faults += target_faults
     if text := listed_faults(table, faults):
         raise RunError(text)
-    return LabeledRows(_encoding(columns).apply(values), targets, table.places(range(table.num_rows)))
+    if table.num_rows and skipped.all():
+        raise RunError(f"{path}: a value is missing in every row: nothing is left")
+    kept = np.flatnonzero(~skipped)
+    places = table.places(kept.tolist())
+    return LabeledRows(_encoding(columns).apply(values[kept]), targets[kept], places, int(skipped.sum()))
 
 
 def _targets(
     table: RawTable, description: ModelDescription, first_label: int, data: DataSection
-) -> tuple[NDArray[Any], list[tuple[str, CellFault]]]:
-    """Return classes (n,) or numbers (n, K), and the faults of their columns with the columns' names."""
+) -> tuple[NDArray[Any], Bits, list[tuple[str, CellFault]]]:
+    """Return classes (n,) or numbers (n, K), the rows to skip, and the faults of the columns with their names."""
     as_values, columns, faults = description.task.target == "values", [], []
+    skipped = np.zeros(table.num_rows, dtype=np.bool_)
     classes: Sequence[str] = description.classes
     if data.class_names:  # names of labels that are whole numbers in the files
         classes = [str(first_label + k) for k in range(len(classes))]
     for label in label_columns(data):
         index = column_index(table.path, table.names, label, "label")
         if as_values:
-            targets, _, found = target_numbers(plain_cells(table.cells[index]), table.names[index], data)
+            targets, missing, found = target_numbers(plain_cells(table.cells[index]), table.names[index], data)
         else:
-            targets, found = _classes(table.cells[index], classes)
+            targets, missing, found = _classes(table.cells[index], classes, data)
+        if data.missing == "drop_row":
+            skipped |= missing
         columns.append(targets)
         faults += [(table.names[index], fault) for fault in found]
-    return stacked(columns) if as_values else columns[0], faults
+    return as_float32(np.stack(columns, axis=1)) if as_values else columns[0], skipped, faults
 
 
 def _by_position(description: ModelDescription) -> TableColumns:
@@ -128,23 +150,24 @@ def _indices(table: RawTable, columns: TableColumns) -> list[int]:
 
 def _converted(
     cells: Any, column: Column, columns: TableColumns, data: DataSection
-) -> tuple[NDArray[np.float64], list[CellFault]]:
-    """Return a column as numbers, NaN if missing, or as numbers of categories, -1 if missing or unknown."""
+) -> tuple[NDArray[np.float64], Bits, list[CellFault]]:
+    """Return a column as numbers, NaN if missing, or as numbers of categories, -1 if missing or unknown.
+
+    Also return which cells are missing, if nothing replaces them, and the faults.
+    """
     if column.kind == "number":
         numbers = as_numbers(cells, column.name, data)
         missing, found, values = numbers.missing, [*numbers.faults], numbers.values
-        is_fault = column.fill is None
+        is_replaced = column.fill is not None
     else:
         texts, found = as_categories(plain_cells(cells), column.name, data)
         codes = _codes(texts, column.categories)
-        missing, values, is_fault = texts.codes < 0, codes.astype(np.float64), columns.missing in {"error", "drop_row"}
+        missing, values, is_replaced = texts.codes < 0, codes.astype(np.float64), columns.missing in {"mean", "zero"}
         unknown = (codes < 0) & ~missing
         if unknown.any() and columns.unknown_category == "error":
             known = ", ".join(column.categories[:10]) + (", …" if len(column.categories) > 10 else "")
             found.append(cell_fault(cells, unknown, _UNKNOWN, f"they are {known}"))
-    if is_fault and missing.any():
-        found.append(cell_fault(cells, missing, _MISSING, "the training rows had no replacement for missing values"))
-    return values, found
+    return values, missing & (not is_replaced), found
 
 
 def _codes(texts: Texts, words: Sequence[str]) -> NDArray[np.int64]:
@@ -153,17 +176,18 @@ def _codes(texts: Texts, words: Sequence[str]) -> NDArray[np.int64]:
     return np.array([*(index.get(word, -1) for word in texts.words), -1], dtype=np.int64)[texts.codes]
 
 
-def _classes(cells: Any, classes: Sequence[str]) -> tuple[NDArray[np.int64], list[CellFault]]:
-    """Return the class of each label. Labels that are whole numbers may be written as 3 or 3.0."""
+def _classes(cells: Any, classes: Sequence[str], data: DataSection) -> tuple[NDArray[np.int64], Bits, list[CellFault]]:
+    """Return the class of each label, which labels are missing, and the faults. A 3 may be written as 3 or 3.0."""
     cells = plain_cells(cells)
+    missing = null_cells(cells) if data.source == "parquet" else missing_labels(cells, data)
     texts = as_texts(cells, null_cells(cells))
     words = [word if word in classes else _whole(word) for word in texts.words]
     labels = _codes(Texts(tuple(words), texts.codes), classes)
-    wrong: Bits = labels < 0
+    wrong: Bits = (labels < 0) & ~(missing & (data.missing == "drop_row"))
     if not wrong.any():
-        return labels, []
+        return labels, missing, []
     known = ", ".join(classes[:10]) + (", …" if len(classes) > 10 else "")
-    return labels, [cell_fault(cells, wrong, _NO_CLASS, f"they are {known}")]
+    return labels, missing, [cell_fault(cells, wrong, _NO_CLASS, f"they are {known}")]
 
 
 def _whole(word: str) -> str:

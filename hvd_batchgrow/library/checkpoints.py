@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from functools import partial
+from operator import is_
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor, nn
+
 from hvd_batchgrow.comm.broadcast_object import broadcast_object
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.messages.errors import RunError, reason_of, unwritable
+from hvd_batchgrow.messages.wording import with_article
 from hvd_batchgrow.storage.atomic import write_atomically
 from hvd_batchgrow.storage.regular_files import read_regular
 from hvd_batchgrow.train.checkpoints.sealed_file import read_sealed, write_sealed
+
+_PLAIN = (int, float, complex, str, bytes, bool, type(None))
+_OF_TORCH = (Tensor, nn.Parameter, torch.Size, torch.dtype, torch.device)
+_MAPPINGS, _SEQUENCES = (dict, OrderedDict, Counter), (list, tuple, set)
+_REMEDY = "save tensors, numbers, texts, and dicts, lists, tuples and sets of them"
 
 
 def save_checkpoint(path: str | PathLike[str], state: Mapping[str, Any], ranks: Ranks) -> None:
@@ -23,12 +35,14 @@ def save_checkpoint(path: str | PathLike[str], state: Mapping[str, Any], ranks: 
 
     Args:
         path: the file, whose folder must exist; an earlier checkpoint of this name is replaced.
-        state: tensors and plain values, such as state dicts; "samples" is the sample counter.
+        state: tensors and plain values, such as state dicts; "samples" is the sample counter. Scalars of NumPy are
+            stored as numbers of Python.
         ranks: of `connect`.
 
     Raises:
         ValueError: "samples" is missing or negative, or not equal on all ranks.
-        CollectiveError: rank 0 cannot write the file; an earlier checkpoint is unchanged.
+        CollectiveError: rank 0 cannot write the file, or `load_checkpoint` could not read an entry of the dict; an
+            earlier checkpoint is unchanged.
     """
     counters = ranks.all_gather([_samples_of(state)], "save_checkpoint.samples").flatten().tolist()
     if len({*counters}) > 1:
@@ -38,12 +52,41 @@ def save_checkpoint(path: str | PathLike[str], state: Mapping[str, Any], ranks: 
     file = Path(path)
 
     def write() -> None:
+        values = _storable(dict(state), "state")
         try:
-            write_atomically(file, partial(write_sealed, values=dict(state)))
+            write_atomically(file, partial(write_sealed, values=values))
         except OSError as error:
             raise unwritable(f"checkpoint {file}", error) from error
 
     ranks.run_on_rank0(write)
+
+
+def _storable(value: Any, place: str) -> Any:
+    """Return a value that `torch.load` reads with `weights_only`. A value without NumPy's scalars is returned itself.
+
+    Args:
+        value: to be stored.
+        place: of the value in the user's dict, for the message.
+
+    Raises:
+        RunError: it has another type, or contains such a value.
+    """
+    kind = type(value)
+    if isinstance(value, np.generic) and isinstance(value.item(), _PLAIN):
+        return value.item()
+    if kind in _MAPPINGS:
+        pairs = [
+            (_storable(key, f"a key of {place}"), _storable(part, f"{place}[{key!r}]")) for key, part in value.items()
+        ]
+        same = all(a is c and b is d for (a, b), (c, d) in zip(pairs, value.items(), strict=True))
+        return value if same else kind(pairs)
+    if kind in _SEQUENCES:
+        parts = [_storable(part, f"{place}[{index}]") for index, part in enumerate(value)]
+        return value if all(map(is_, parts, value)) else kind(parts)
+    if kind in _PLAIN or kind in _OF_TORCH or kind in torch.serialization.get_safe_globals():
+        return value
+    remedy = "torch.as_tensor converts it" if isinstance(value, np.ndarray) else _REMEDY
+    raise RunError(f"{place} is {with_article(kind.__name__)}, which load_checkpoint could not read; {remedy}")
 
 
 def _samples_of(state: Mapping[str, Any]) -> int:

@@ -67,7 +67,7 @@ def plan_updates(
     """Compile a schedule for a custom training loop.
 
     Args:
-        schedule: keys of `[schedule]` in a job file, with any policy but adaptive, which needs a trigger.
+        schedule: keys of `[schedule]` in a job file, with any policy but adaptive, whose triggers decide in a run.
         lr: initial learning rate ε.
         momentum: initial momentum m; None: β₁ of `optim`.
         num_samples: N, the size of the training set.
@@ -81,8 +81,11 @@ def plan_updates(
 
     Raises:
         JobError: the plan is impossible; the message has the arithmetic and the nearest valid value.
-        ValueError: there is neither a momentum nor betas.
+        ValueError: there is neither a momentum nor betas, or the policy is adaptive.
     """
+    if schedule.get("policy") == "adaptive":
+        fault = "plan_updates plans all updates in advance, and the triggers of policy = 'adaptive' decide during a run"
+        raise ValueError(f"{fault}: use another policy, such as 'grow', or train the job with hvd-batchgrow train")
     given = {"name": "sgd", **(optim or {})}
     if momentum is None and "betas" not in given:
         raise ValueError("the plan sets the momentum of your optimizer: give momentum, or betas of Adam in optim")

@@ -26,6 +26,7 @@ class KeyedDropout(KeyedModule):
         unit: the part that is set to 0 as a whole: a value (`nn.Dropout`), a channel, which is an index of the
             second dimension (`nn.Dropout2d`), or the sample (stochastic depth, drop path).
         rescale: whether the rest is scaled; one form of drop path does not scale it.
+        inplace: whether the input itself is changed in training.
 
     Raises:
         ValueError: p is not in [0, 1).
@@ -35,19 +36,21 @@ class KeyedDropout(KeyedModule):
 
     kind = "dropout"
 
-    def __init__(self, p: float = 0.5, unit: Unit = "value", *, rescale: bool = True) -> None:
+    def __init__(self, p: float = 0.5, unit: Unit = "value", *, rescale: bool = True, inplace: bool = False) -> None:
         super().__init__()
         if not 0 <= p < 1:
             raise ValueError(f"p = {p} must be in [0, 1)")
         self.p = p
         self.unit = unit
         self.rescale = rescale
+        self.inplace = inplace
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop parts of each sample. Raises ValueError if the number of keys is not the number of samples."""
         if not self.training or self.p == 0:
             return x
-        return x * (self._keep(x).to(x.dtype) / (1 - self.p if self.rescale else 1))
+        factors = self._keep(x).to(x.dtype) / (1 - self.p if self.rescale else 1)
+        return x.mul_(factors) if self.inplace else x * factors
 
     def _keep(self, x: Tensor) -> Tensor:
         """Return whether each part of x stays, in a shape that broadcasts to x."""
@@ -60,7 +63,8 @@ class KeyedDropout(KeyedModule):
 
     def extra_repr(self) -> str:
         """Return the arguments that `print(model)` shows."""
-        return f"p={self.p}, unit={self.unit!r}{'' if self.rescale else ', rescale=False'}"
+        others = ("" if self.rescale else ", rescale=False") + (", inplace=True" if self.inplace else "")
+        return f"p={self.p}, unit={self.unit!r}{others}"
 
 
 def convert_dropout(model: nn.Module) -> nn.Module:
@@ -95,7 +99,7 @@ def _from_torch(module: nn.Module) -> KeyedDropout | None:
     units |= dict.fromkeys((nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), "channel")
     unit = units.get(type(module))
     p = getattr(module, "p", 1.0)
-    return KeyedDropout(p, unit) if unit and p < 1 else None
+    return KeyedDropout(p, unit, inplace=getattr(module, "inplace", False)) if unit and p < 1 else None
 
 
 def _from_timm(module: nn.Module) -> KeyedDropout | None:

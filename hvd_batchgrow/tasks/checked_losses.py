@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ def losses_of(task: Task, outputs: Any, targets: Any, num_samples: int, *, train
 def _pair(name: str, metric: str, value: Any) -> tuple[Tensor | float, Tensor | float]:
     """Return sum and count of a metric, detached. Raises RunError unless both are numbers or tensors ()."""
     parts = tuple(value) if isinstance(value, (tuple, list)) else ()
-    is_number = [not part.dim() if isinstance(part, Tensor) else isinstance(part, (int, float)) for part in parts]
+    is_number = [not part.dim() if isinstance(part, Tensor) else isinstance(part, Real) for part in parts]
     if is_number != [True, True]:
         shown = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
         found = f"two values of the forms {shown[0]} and {shown[1]}" if len(shown) == 2 else type(value).__name__

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,13 +12,13 @@ from torch import nn
 from hvd_batchgrow.comm.broadcast_object import broadcast_object
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.datasets.dataset import BadSample, Datasets, raise_bad
+from hvd_batchgrow.data.datasets.dataset import BadSample, Dataset, Datasets, raise_bad
 from hvd_batchgrow.data.datasets.example import source_form
 from hvd_batchgrow.data.datasets.targets import first_targets
 from hvd_batchgrow.data.order.stream import Stream, ghost_batches_of_rank
 from hvd_batchgrow.data.pipeline.reader import GhostBatchStream, Reader
 from hvd_batchgrow.data.pipeline.sampler import NumGhostBatches, OnBad, one_by_one
-from hvd_batchgrow.messages.errors import Fault, JobError, faults_of
+from hvd_batchgrow.messages.errors import Fault, JobError, RunError, describe_error, faults_of
 from hvd_batchgrow.nn.build import (
     build_model,
     check_deterministic,
@@ -163,8 +165,19 @@ def _load_task(job: Job, source: Datasets) -> Task:
             raise JobError(faults)
         if check := getattr(task, "check_targets", None):
             for samples in filter(None, (source.train, source.validation, source.test)):
-                check(first_targets(samples))
+                _call_check(check, samples, job.task.name)
     return task
+
+
+def _call_check(check: Callable[[Any], object], samples: Dataset, name: str) -> None:
+    """Call a task's `check_targets`. Raises JobError for any error of a custom one."""
+    targets = first_targets(samples)
+    try:
+        check(targets)
+    except (JobError, RunError):
+        raise
+    except Exception as error:  # the user's own code
+        raise JobError([Fault("task.name", f"{name} refuses the targets: {describe_error(error)}")]) from error
 
 
 def _groups(job: Job, model: nn.Module) -> list[ParameterGroup]:

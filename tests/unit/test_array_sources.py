@@ -341,6 +341,13 @@ def test_npy_rows_under_custom_names_are_a_source(tmp_path: Path, monkeypatch: p
     assert again.std == source.std
 
 
+def test_npy_files_are_not_for_training_and_testing(tmp_path: Path) -> None:
+    write_npy(tmp_path)
+    message = r"1 file in the training set and in the test set: .*train_images.npy; choose different ones"
+    with pytest.raises(RunError, match=message):
+        load("numpy", tmp_path, test="train")
+
+
 def header_of_objects() -> bytes:
     file = io.BytesIO()
     np.save(file, np.array([{}], dtype=object), allow_pickle=True)

@@ -262,12 +262,12 @@ def test_operations_that_dali_does_not_have_select_torch(make_source: Callable[[
 def test_a_run_reports_why_pillow_decodes(make_source: Callable[[str], Datasets]) -> None:
     data = {"source": "image_folder", "image_size": CROP, "num_samples": N, "crop_padding": 0}
     notes = []
-    for keys in ({}, AFTER_PIPELINE, {"auto_augment": "randaugment"}):
+    for keys in ({}, AFTER_PIPELINE, {"auto_augment": "randaugment"}, {"pipeline": "torch"}):
         job = small_job(data={**data, **keys}, schedule={"max_batch": 48})
         parts = TrainingParts(job, make_source("encoded"), SingleRank(), torch.device("cpu"))
         notes.append([note for note in notes_on_network(parts) if "decoded" in note])
     expected = "images are decoded by Pillow, because DALI does not have data.auto_augment"
-    assert notes == [[], [], [expected]]
+    assert notes == [[], [], [expected], []]
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ class _Hostile:
 def test_no_code_in_a_checkpoint_is_run(tmp_path: Path, dump: Callable[[Any], bytes]) -> None:
     with pytest.raises(RunError, match="not readable") as caught:
         Checkpoint.from_bytes(_sealed(dump(_Hostile())))
-    assert "weights_only" not in str(caught.value), "torch's advice to load it without protection"
+    assert "eights" not in str(caught.value), "torch's advice to load it without protection"
     assert not Path("/tmp/hvd_batchgrow_hostile").exists()  # noqa: S108
 
 

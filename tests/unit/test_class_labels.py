@@ -222,3 +222,23 @@ def test_a_text_that_only_held_out_rows_have_is_named(tmp_path: Path) -> None:
     source = load_source(data, 3, lambda *_: None)
     assert source.num_classes == 3
     assert source.notes == ("1 of 3 classes never occurs in training: 'rare'; test samples have 'rare'",)
+
+
+def test_a_class_that_is_held_out_for_validation_is_named(tmp_path: Path) -> None:
+    keys = {"validation_fraction": 0.25, "num_classes": 3}
+    first = load(tmp_path, "csv", [0, 1] * 10, **keys)
+    held_out = int(first.validation.locate(0).rpartition(" ")[2]) - 2  # type: ignore[union-attr]
+    labels = [2 if k == held_out else k % 2 for k in range(20)]
+    source = load(tmp_path, "csv", labels, test=[0, 2], **keys)
+    also = "validation samples have 2; test samples have 2"
+    assert source.notes == (f"1 of 3 classes never occurs in training: 2; {also}",)
+
+
+def test_a_class_without_training_images_is_named(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        for name in "ab":
+            (tmp_path / part / name).mkdir(parents=True)
+            (tmp_path / part / name / f"of_{part}.png").write_bytes(picture(1).data)
+    data = DataSection(source="image_folder", root=str(tmp_path), num_classes=3, image_size=8)
+    source = load_source(data, 0, lambda *_: None, any_size=True)
+    assert source.notes == ("1 of 3 classes never occurs in training: 2",)

@@ -114,6 +114,22 @@ def test_the_gradient_is_that_of_what_was_kept() -> None:
     torch.testing.assert_close(x.grad, torch.where(y == 0, 0.0, 1 / 0.6))
 
 
+def test_a_converted_module_changes_its_input_as_before() -> None:
+    module = convert_dropout(nn.Dropout(0.5, inplace=True))
+    for kind in (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d):
+        assert convert_dropout(kind(0.5, inplace=True)).inplace
+    x = torch.ones(50, 400)
+    result = dropped(x, keys(50), module)  # type: ignore[arg-type]
+    assert result is x
+    assert torch.equal(x, dropped(torch.ones(50, 400), keys(50), KeyedDropout(0.5)))
+    assert set(x.unique().tolist()) == {0.0, 2.0}
+    leaf = torch.ones(3, 4, requires_grad=True)
+    hidden = leaf * 1
+    dropped(hidden, keys(3), module)  # type: ignore[arg-type]
+    hidden.sum().backward()
+    assert torch.equal(leaf.grad, hidden)  # type: ignore[arg-type]
+
+
 def test_without_keys_it_draws_from_torchs_generator_and_in_evaluation_not_at_all() -> None:
     x, module = torch.ones(4, 50), KeyedDropout(0.4)
     torch.manual_seed(1)

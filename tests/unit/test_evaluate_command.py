@@ -136,3 +136,27 @@ def test_names_of_classes_do_not_change_what_labels_of_another_file_mean(
     Path(job).write_text(Path(job).read_text().replace("channels = [\n    4,\n    8,\n]\n", ""))
     assert main(["train", job]) == 0
     assert evaluated(capsys, "--data.test", "test.csv") == evaluated(capsys)
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_rows_with_missing_values_are_skipped_as_in_training(
+    task: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = [f"{k % 7},{('red', 'blue')[k % 2]},{k * 0.1},{k % 3 % 2}" for k in range(40)]
+    broken = [*lines[:3], "1,red,0.5,", *lines[3:20], ",red,0.5,1", "1,,0.5,1", *lines[20:]]
+    for name, rows in (("train", broken), ("test", lines), ("broken", broken), ("empty", [",red,0.5,1"])):
+        Path(f"{name}.csv").write_text("\n".join(["x,color,y,kind", *rows, ""]))
+    data = {"source": "csv", "root": ".", "num_samples": 40, "categorical": ["color"], "missing": "drop_row"}
+    schedule = {"epochs": 2.0, "boundaries_epochs": [1.0], "max_batch": 32}
+    job = write_job(data=data, schedule=schedule, model={"name": "tests.trained_runs:mlp"}, task={"name": task})
+    Path(job).write_text(Path(job).read_text().replace("channels = [\n    4,\n    8,\n]\n", ""))
+    assert main(["train", job]) == 0
+    whole = evaluated(capsys)
+    assert (evaluated(capsys, "--data.test", "broken.csv"), whole["num_test"]) == (whole, 40)
+    assert main(["evaluate", str(RUN), "--data.test", "broken.csv"]) == 0
+    assert "broken.csv: 3 of 43 rows are skipped: a value is missing" in capsys.readouterr().err
+    assert main(["evaluate", str(RUN), "--data.test", "empty.csv"]) == 1
+    assert "empty.csv: a value is missing in every row: nothing is left" in capsys.readouterr().err
+    assert main(["predict", str(RUN), "broken.csv"]) == 1  # each row needs a prediction
+    assert "column 'x': 1 of 43 cells is missing: line 23" in capsys.readouterr().err

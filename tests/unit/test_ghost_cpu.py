@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import _ctypes
 import ctypes
 import itertools
 import os
@@ -278,6 +279,10 @@ def test_a_library_that_cannot_be_loaded_is_replaced_with_a_warning(
     broken.write_bytes(b"of another machine")
     monkeypatch.setattr(ghost_cpu, "find_spec", lambda _: ModuleSpec("_ghost_cpu", None, origin=str(broken)))
     with pytest.warns(UserWarning, match=r"use PyTorch's operations, which are slower: .*broken\.so"):
+        assert ghost_cpu.library.__wrapped__() is None
+    stale = ModuleSpec("_ghost_cpu", None, origin=_ctypes.__file__)  # a library without the functions
+    monkeypatch.setattr(ghost_cpu, "find_spec", lambda _: stale)
+    with pytest.warns(UserWarning, match=r"slower: .*ghost_normalize; to rebuild the library: make setup"):
         assert ghost_cpu.library.__wrapped__() is None
     monkeypatch.setattr(ghost_cpu, "find_spec", lambda _: None)
     assert ghost_cpu.library.__wrapped__() is None

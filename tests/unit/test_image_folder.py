@@ -118,6 +118,11 @@ def test_one_folder_of_classes_is_divided_by_the_seed(tmp_path: Path) -> None:
         RunError, match=r"train is not a folder; there is .*; if these are the classes, data.test_fraction"
     ):
         FOLDER.read(root / "train")
+    unused = [[note for note in source.notes if "not used" in note] for source in sources]
+    assert unused == [[], []]
+    shutil.copytree(root / "train", root / "val")
+    note = f"{root}/val is not used: data.test_fraction = 0.25 holds out a part of the training set"
+    assert note in FOLDER.read(root, test_fraction=0.25).notes
     every = [path.read_bytes() for path in sorted((root / "train").rglob("*.*"))]
     held_out = held_out_ids(NUM_TRAIN, 0.25, 0, 2)
     assert len(held_out) == NUM_TRAIN // 4

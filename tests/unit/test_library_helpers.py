@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -385,6 +387,39 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
+def test_scalars_of_numpy_are_saved_as_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    network = nn.BatchNorm1d(2)
+    best = {"accuracy": np.mean([1, 0, 1, 1]), np.int64(3): [np.float32(0.5), (np.bool_(True), np.str_("a"))]}
+    optimizer = torch.optim.SGD(network.parameters(), lr=np.linspace(0.0, 1.0, 5)[1])
+    state = {"samples": 16, "best": best, "optimizer": optimizer.state_dict(), "model": network.state_dict()}
+    save_checkpoint(path, state, RANKS)
+    found = load_checkpoint(path, RANKS)
+    assert found
+    assert found["best"] == {"accuracy": 0.75, 3: [0.5, (True, "a")]}
+    assert type(found["best"]["accuracy"]) is float
+    assert found["optimizer"]["param_groups"][0]["lr"] == 0.25
+    assert found["model"]._metadata == network.state_dict()._metadata  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        (np.arange(3), r"state\['best'\]\[1\] is a ndarray, which load_checkpoint could not read; torch.as_tensor"),
+        (Path("x"), r"state\['best'\]\[1\] is a PosixPath, which load_checkpoint could not read; save tensors"),
+        (defaultdict(int), r"state\['best'\]\[1\] is a defaultdict"),
+        ({"rng": np.random.get_state()}, r"state\['best'\]\[1\]\['rng'\]\[1\] is a ndarray"),
+        (np.longdouble(1), r"state\['best'\]\[1\] is a longdouble"),
+    ],
+)
+def test_what_a_checkpoint_could_not_give_back_is_not_saved(tmp_path: Path, value: Any, fault: str) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, {"samples": 8}, RANKS)
+    with pytest.raises(CollectiveError, match=fault):
+        save_checkpoint(path, {"samples": 16, "best": [0, value]}, RANKS)
+    assert load_checkpoint(path, RANKS) == {"samples": 8}
+
+
 def test_a_damaged_or_foreign_checkpoint_is_an_error_that_names_it(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     save_checkpoint(path, {"samples": 16, "w": torch.zeros(100)}, RANKS)
@@ -404,6 +439,13 @@ def test_a_checkpoint_needs_a_sample_counter_and_a_folder(tmp_path: Path) -> Non
             save_checkpoint(tmp_path / "checkpoint.pt", state, RANKS)
     with pytest.raises(CollectiveError, match=r"missing/checkpoint\.pt cannot be written: No such file"):
         save_checkpoint(tmp_path / "missing" / "checkpoint.pt", {"samples": 0}, RANKS)
+
+
+def test_a_plan_of_updates_cannot_be_adaptive() -> None:
+    with pytest.raises(
+        ValueError, match=r"the triggers of policy = 'adaptive' decide during a run: use another policy"
+    ):
+        plan_updates({"policy": "adaptive", "epochs": 2}, lr=0.1, momentum=0.9, num_samples=60, ghost_batch=4)
 
 
 def test_the_device_is_the_cpu_where_no_gpu_is_visible() -> None:

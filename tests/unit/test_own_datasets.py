@@ -629,7 +629,13 @@ def test_targets_that_are_no_classes_are_refused(target: Any, fault: str) -> Non
         load_lines(target, target, "class")
 
 
-@pytest.mark.parametrize("target", [np.int32(1), torch.tensor(1, dtype=torch.uint8), np.bool_(True), torch.ones(2) / 2])
+@pytest.mark.parametrize(
+    "target",
+    [
+        *(np.int32(1), torch.tensor(1, dtype=torch.uint8), np.bool_(True), np.uint16(1), np.uint32(1)),
+        *(torch.ones(2) / 2, torch.ones(2, dtype=torch.bfloat16) / 2),
+    ],
+)
 def test_classes_of_any_type_and_probabilities_have_a_loss(target: Any) -> None:
     (found,) = Reader(PLAIN_DATA, load_lines(target, target, "class"), CPU, 1, raise_bad, 8).testing([range(3)])
     logits = torch.tensor([[0.0, 1.0]] * 3)
@@ -649,6 +655,42 @@ def test_labels_that_count_from_one_are_explained() -> None:
     reader = Reader(PLAIN_DATA, load_lines(0, 2, "class"), CPU, 1, raise_bad, 8)
     with pytest.raises(RunError, match=r"\(data.num_classes\)$"):
         list(reader.testing([range(12, 20)]))
+
+
+@pytest.mark.parametrize(
+    ("target", "shown"),
+    [((1.0, 1.0), r"\[1.0, 1.0\]"), ((0.0, 0.0), r"\[0.0, 0.0\]"), ((1.5, -0.5), r"\[1.5, -0.5\]"), ((0.2, 0.5), "")],
+)
+def test_floats_that_are_no_probabilities_are_refused(target: tuple[float, float], shown: str) -> None:
+    good = torch.tensor([0.3, 0.7])
+    reader = Reader(PLAIN_DATA, load_lines(good, torch.tensor(target), "class"), CPU, 1, raise_bad, 8)
+    fault = rf"sample 19 has the target {shown}.*; for classification, probabilities .*task.name = 'multi_label' or"
+    with pytest.raises(RunError, match=fault):
+        list(reader.testing([range(12, 20)]))
+    reader = Reader(PLAIN_DATA, load_lines(good, torch.tensor(target), "values"), CPU, 1, raise_bad, 8)
+    assert len(list(reader.testing([range(12, 20)]))) == 1
+
+
+def test_counts_of_a_custom_task_are_no_classes() -> None:
+    reader = Reader(PLAIN_DATA, load_lines(0, 7, None), CPU, 1, raise_bad, 8)  # there are 2 classes
+    (found,) = reader.testing([range(12, 20)])
+    assert found.targets.tolist() == [0] * 7 + [7]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "wanted"),
+    [
+        ({"num_classes": np.int64(3)}, (3, None)),
+        ({"num_classes": torch.tensor(3)}, (3, None)),
+        ({"classes": np.array(["a", "b", "c"])}, (3, ["a", "b", "c"])),
+        ({"classes": (name for name in "abc")}, (3, ["a", "b", "c"])),
+    ],
+)
+def test_numbers_and_names_of_classes_may_have_any_type(attributes: dict[str, Any], wanted: Any) -> None:
+    lines = Lines(1, 1)
+    lines.__dict__ |= attributes
+    source = load_samples((lines, lines), section("unused"), 0, "class")
+    assert (source.num_classes, source.schema.get("classes")) == wanted
 
 
 class WithNan(Lines):

@@ -195,6 +195,8 @@ def pixels(*shape: int) -> NDArray[np.uint8]:
             (20, 32, 3, 32),
             "if the channels are axis 2: numpy.save(…, numpy.ascontiguousarray(x.transpose(0, 1, 3, 2)))",
         ),
+        ((20, 13, 64, 64), "if the channels are axis 1: "),  # 13 bands of a satellite
+        ((20, 100, 64, 64), "x.transpose(0, 2, 3, 1)"),
         ((20, 1, 784), "if they are flattened images: reshape them to (N, C, H, W) and then .transpose(0, 2, 3, 1)"),
         ((20, 3, 1024), "if they are flattened images: reshape them to (N, C, H, W) and then .transpose(0, 2, 3, 1)"),
         ((20, 1024, 3), "if they are flattened images: reshape them to (N, H, W, C)"),

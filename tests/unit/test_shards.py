@@ -53,7 +53,7 @@ def test_shards_that_are_missing_are_named(tmp_path: Path, wanted: str | None, m
 @pytest.mark.parametrize("form", [TARS, RECORDS], ids=lambda form: form.source)
 def test_sets_of_shards_must_be_disjoint_and_whole(tmp_path: Path, form: Form) -> None:
     root = form.make(tmp_path / "data", pictures(6))
-    with pytest.raises(RunError, match=r"3 shards are in the training set and in the test set: train-"):
+    with pytest.raises(RunError, match=r"3 shards in the training set and in the test set: .*/train-"):
         form.read(root, test="*")
     with pytest.raises(JobError, match=r"data.label: = 3: a .* label has a name, such as 'label'"):
         form.read(root, label=3)

@@ -2,18 +2,21 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import importlib
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.split import num_held_out
 from hvd_batchgrow.data.arrays import fashion_mnist
-from hvd_batchgrow.data.datasets.dataset import Datasets, raise_bad
+from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Datasets, raise_bad
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.pipeline.reader import Reader
 from hvd_batchgrow.data.source_checks import check_data, known_num_samples
@@ -168,6 +171,40 @@ def test_a_function_in_the_working_directory_is_a_source(own: None) -> None:
     source = load_source(section("own_source:good", num_samples=8, label="x"), 0, no_report)
     assert (len(source.train), source.train.kind, source.num_classes) == (8, "rows", 2)
     assert source.notes == ("1 of 2 classes never occurs in training: 1",)
+
+
+@pytest.mark.parametrize("name", ["tokenize", "time", "test"])
+def test_a_module_that_a_module_of_python_hides_is_named(own: None, name: str) -> None:
+    file = Path.cwd() / f"{name}.py"
+    file.write_text(OWN)
+    with pytest.raises(JobError) as error:
+        load_source(section(f"{name}:good", num_samples=8), 0, no_report)
+    there = getattr(importlib.import_module(name), "__file__", None) or "a built-in module"
+    fault = f"{name}:good: {name} does not define it; {file} is hidden by {there}, which has the same name: rename it"
+    assert fault in str(error.value)
+
+
+@pytest.mark.parametrize("convert", [np.asarray, torch.tensor, lambda values: [np.float32(value) for value in values]])
+def test_constants_of_a_user_source_become_values_of_python(
+    convert: Any, own: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = [[1.5, 2.0], [0.5, 4.0], [2.5, 3.5]]
+    samples = ArrayDataset(np.ones((4, 2)), np.arange(4) % 2)
+    mean, std, scale = map(convert, values)
+    schema = {"classes": np.array(["a", "b"]), "scale": {"of": [scale]}}
+    made = Datasets(samples, samples, np.int64(2), mean, std, (), schema)  # type: ignore[arg-type]
+    monkeypatch.setattr(f"{__name__}.returned", made)
+    source = load_source(section(f"{__name__}:give", num_samples=4), 0, no_report)
+    assert (source.num_classes, source.mean, source.std) == (2, (1.5, 2.0), (0.5, 4.0))
+    found = json.loads(json.dumps([source.num_classes, source.mean, source.std, source.schema]))
+    assert found == [2, *values[:2], {"classes": ["a", "b"], "scale": {"of": [values[2]]}}]
+
+
+returned: Any = None
+
+
+def give(_: DataSection) -> Any:
+    return returned
 
 
 def test_a_test_fraction_beside_the_test_set_of_a_user_source_is_an_error(own: None) -> None:

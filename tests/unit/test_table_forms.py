@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import lzma
+import shutil
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -22,9 +25,10 @@ ROWS, LABELS = [[1.5, 2.0], [3.0, 4.25]], [0, 1]
 
 
 def load(root: Path, num_samples: int = 2, **keys: Any) -> Datasets:
-    """Return the rows of train.csv (or .parquet), which is the test set too."""
+    """Return the rows of train.csv (or .parquet); a copy of the file is the test set unless `keys` has another."""
     kind = "parquet" if (root / "train.parquet").exists() else "csv"
-    keys = {"test": f"train.{kind}", **keys}
+    if "test" not in keys:
+        keys = {"test": shutil.copyfile(root / f"train.{kind}", root / f"copy.{kind}").name, **keys}
     data = DataSection(source=kind, root=str(root), num_samples=num_samples, **keys)
     return load_source(data, 3, lambda *_: None)
 
@@ -119,6 +123,22 @@ def test_a_csv_that_could_mean_two_things_is_refused_with_the_key(
         read(tmp_path, text)
 
 
+@pytest.mark.parametrize(
+    ("name", "pack", "tool"),
+    [("train.csv.xz", lzma.compress, "unxz"), ("train.csv", gzip.compress, "gunzip"), ("a.zip", None, "unzip")],
+)
+def test_a_packed_csv_that_is_not_read_is_named(tmp_path: Path, name: str, pack: Any, tool: str) -> None:
+    text = "".join(["x,y\n", *(f"{k**3},{k % 2}\n" for k in range(500))])
+    if pack:
+        (tmp_path / name).write_bytes(pack(text.encode()))
+    else:
+        with ZipFile(tmp_path / name, "w", ZIP_DEFLATED) as archive:
+            archive.writestr("train.csv", text)
+    (tmp_path / "test.csv").write_text(text)
+    with pytest.raises(RunError, match=rf"{name} is compressed; unpack it: {tool} .*{name}$"):
+        load(tmp_path, train=name, test="test.csv")
+
+
 def test_a_column_may_be_ignored_that_a_test_file_lacks(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text(",x,y\n7,1,0\n8,3,1\n")
     (tmp_path / "test.csv").write_text("x,y\n5,1\n")
@@ -131,8 +151,9 @@ def test_lines_are_counted_as_an_editor_counts(tmp_path: Path, packed: bool) -> 
     text = 'x,c,y\n1,"two\nlines",0\n\n2,b\n3,c,1\nbad,d,0\n'
     name = "train.csv.gz" if packed else "train.csv"
     (tmp_path / name).write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    (tmp_path / "test.csv").write_text("x,c,y\n1,b,0\n")
     with pytest.raises(RunError) as caught:
-        load(tmp_path, test=name, categorical=("c",))
+        load(tmp_path, test="test.csv", categorical=("c",))
     lines = str(caught.value).splitlines()[:3]
     assert lines[0] == f"{tmp_path / name}: 2 faults"
     assert lines[1] == "  1 row of another length: line 5 has 2 fields, the first line has 3: 2,b"

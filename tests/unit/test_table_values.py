@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import shutil
 from decimal import Decimal
 from itertools import islice
 from pathlib import Path
@@ -30,6 +31,11 @@ START = 1_700_000_000
 
 def section(root: Path, source: str = "csv", **keys: Any) -> DataSection:
     return DataSection(source=source, root=str(root), **keys)
+
+
+def copied(file: Path) -> str:
+    """Copy a file, and return the name of the copy: a file cannot be in the training set and in the test set."""
+    return shutil.copyfile(file, file.with_name(f"copy_of_{file.name}")).name
 
 
 def load(data: DataSection, seed: int = 3) -> Datasets:
@@ -86,7 +92,7 @@ def test_rows_of_an_npy_file_keep_what_float32_would_round(tmp_path: Path, dtype
 def test_mean_and_deviation_of_the_job_are_subtracted_in_float64(tmp_path: Path) -> None:
     times = START + np.array([0.25, 1.5, 3.0])
     write_csv(tmp_path / "train.csv", "t,y", zip(times, [0, 1, 0], strict=True))
-    data = section(tmp_path, num_samples=3, test="train.csv", mean=(START + 1.0,), std=(0.5,))
+    data = section(tmp_path, num_samples=3, test=copied(tmp_path / "train.csv"), mean=(START + 1.0,), std=(0.5,))
     assert inputs(data, load(data)).tolist() == [[-1.5], [1.0], [4.0]]
 
 
@@ -104,7 +110,7 @@ def test_rows_held_out_are_standardized_by_the_others(tmp_path: Path) -> None:
 def test_a_ghost_batch_is_bit_identical_on_any_number_of_ranks(tmp_path: Path) -> None:
     times = START + np.arange(32) ** 2
     write_csv(tmp_path / "train.csv", "t,c,x,y", [(t, "ab"[k % 2], k * 0.1, k % 2) for k, t in enumerate(times)])
-    data = section(tmp_path, num_samples=32, test="train.csv", categorical=("c",))
+    data = section(tmp_path, num_samples=32, test=copied(tmp_path / "train.csv"), categorical=("c",))
     reader = Reader(data, load(data), torch.device("cpu"), 1, raise_bad, 64)
     alone = list(islice(reader.training(Stream(32, 3), 8, 0, 1), 8))
     for rank in range(2):
@@ -116,7 +122,7 @@ def test_a_ghost_batch_is_bit_identical_on_any_number_of_ranks(tmp_path: Path) -
 
 def test_values_beyond_float32_are_standardized_and_tiny_ones_are_refused(tmp_path: Path) -> None:
     write_csv(tmp_path / "train.csv", "a,b,y", [(1e99, 1e-60, 0), (3e99, 5e-60, 1)])
-    data = section(tmp_path, num_samples=2, test="train.csv")
+    data = section(tmp_path, num_samples=2, test=copied(tmp_path / "train.csv"))
     assert inputs(data, load(data)) == pytest.approx(np.array([[-1.0, -1.0], [1.0, 1.0]]))
     write_csv(tmp_path / "train.csv", "a,b,y", [(1, 1e-200, 0), (2, 5e-200, 1)])
     with pytest.raises(RunError, match=r"feature 'b' cannot be standardized: the squares of its values are too small"):
@@ -131,12 +137,13 @@ def test_integers_that_float64_cannot_tell_apart_are_refused_by_name(tmp_path: P
     nanoseconds = 10**9 * START + np.array([1, 5, 9])
 
     def write(values: NDArray[np.int64]) -> None:
-        if kind == "csv":
-            write_csv(tmp_path / "train.csv", "t,y", zip(values, [0, 1, 0], strict=True))
-        else:
-            pq.write_table(pa.table({"t": values, "y": [0, 1, 0]}), tmp_path / "train.parquet")
+        for part in ("train", "test"):
+            if kind == "csv":
+                write_csv(tmp_path / f"{part}.csv", "t,y", zip(values, [0, 1, 0], strict=True))
+            else:
+                pq.write_table(pa.table({"t": values, "y": [0, 1, 0]}), tmp_path / f"{part}.parquet")
 
-    data = section(tmp_path, kind, num_samples=3, test=f"train.{kind}")
+    data = section(tmp_path, kind, num_samples=3)
     write(nanoseconds)
     with pytest.raises(RunError, match=r"column 't': 3 of 3 cells need more digits than float64 has.*subtract a const"):
         load(data)
@@ -163,7 +170,7 @@ def test_every_type_of_a_parquet_column_has_a_stated_value(tmp_path: Path) -> No
         "y": pa.array([0, 1], pa.uint8()),
     }
     pq.write_table(pa.table(columns), tmp_path / "train.parquet")
-    source = load(section(tmp_path, "parquet", num_samples=2, test="train.parquet"))
+    source = load(section(tmp_path, "parquet", num_samples=2, test=copied(tmp_path / "train.parquet")))
     expected = [
         [1, -3, 0.5, 12345678901.25, 86_400, 86_400, 3600, 3600, 3600, 90],
         [0, 250, -2.0, -0.5, 365 * 86_400, 365 * 86_400, 86_400.5, 86_400.5, 2, -86_400],
@@ -223,15 +230,28 @@ def test_rows_with_missing_values_can_be_skipped_and_are_counted(tmp_path: Path)
         load(section(tmp_path, num_samples=5, missing="drop_row", categorical=("c",)))
 
 
+def test_a_constant_with_missing_cells_is_standardized_to_0(tmp_path: Path) -> None:
+    # 3 of 5 cells of 0.1 are missing: a rounded mean 0.1 + 1e-17 would make a std of 1e-17.
+    for constant in (0.1, 1e-9, 123456.7, -0.3):
+        cells = [constant if k % 5 < 2 else "" for k in range(95)]
+        (tmp_path / "train.csv").write_text("a,y\n" + "".join(f"{cell},{k % 2}\n" for k, cell in enumerate(cells)))
+        (tmp_path / "test.csv").write_text(f"a,y\n{constant + 1},0\n")
+        data = section(tmp_path, num_samples=95, missing="mean", label="y")
+        source = load(data)
+        assert source.std == (1.0,)
+        assert not inputs(data, source).any()
+        assert inputs(data, source, "test").tolist() == [[np.float32(1)]]
+
+
 def test_a_column_without_any_value_has_no_mean(tmp_path: Path) -> None:
     write_csv(tmp_path / "train.csv", "a,b,y", [(1, "", 0), (2, "", 1)])
     with pytest.raises(RunError, match=r"no training row has a value in column 'b', .*; data.ignore_columns = \['b'\]"):
-        load(section(tmp_path, num_samples=2, test="train.csv", missing="mean"))
+        load(section(tmp_path, num_samples=2, test=copied(tmp_path / "train.csv"), missing="mean"))
 
 
 def test_the_job_may_list_what_means_a_missing_value(tmp_path: Path) -> None:
     write_csv(tmp_path / "train.csv", "a,c,y", [("?", "x", 0), (-999, "?", 1), (6, "x", 1)])
-    data = section(tmp_path, num_samples=3, test="train.csv", missing="zero", categorical=("c",))
+    data = section(tmp_path, num_samples=3, test=copied(tmp_path / "train.csv"), missing="zero", categorical=("c",))
     source = load(data.model_copy(update={"missing_values": ("?", "-999")}))
     assert source.train.fetch(np.arange(3)).tolist() == [[0, 1], [0, 0], [6, 1]]
     with pytest.raises(RunError, match=r"column 'a': 1 of 3 cells is not a finite number: line 2: '\?'; .*missing_val"):
@@ -302,7 +322,7 @@ def test_parquet_columns_of_several_types_can_be_categories(tmp_path: Path) -> N
         "y": [0, 1, 1],
     }
     pq.write_table(pa.table(columns), tmp_path / "train.parquet")
-    keys: dict[str, Any] = {"num_samples": 3, "test": "train.parquet"}
+    keys: dict[str, Any] = {"num_samples": 3, "test": copied(tmp_path / "train.parquet")}
     with pytest.raises(
         RunError, match=r"column 'grade': 3 of 3 cells are categories of string, not numbers: .*categor"
     ):
@@ -315,7 +335,7 @@ def test_parquet_columns_of_several_types_can_be_categories(tmp_path: Path) -> N
 
 def test_a_text_such_as_na_is_a_category_and_said_to_be(tmp_path: Path) -> None:
     write_csv(tmp_path / "train.csv", "basement,y", [("NA", 0), ("good", 1)])
-    keys: dict[str, Any] = {"num_samples": 2, "test": "train.csv", "categorical": ("basement",)}
+    keys: dict[str, Any] = {"num_samples": 2, "test": copied(tmp_path / "train.csv"), "categorical": ("basement",)}
     source = load(section(tmp_path, **keys))
     assert source.schema["categories"] == {"basement": ["NA", "good"]}
     note = "train.csv: column 'basement': kept as a category, not as a missing value: 'NA'"

@@ -124,6 +124,35 @@ def test_several_files_are_read_in_the_order_of_their_names(tmp_path: Path, kind
         load(kind, tmp_path, 15, train=given)
 
 
+@pytest.mark.parametrize(
+    ("keys", "shared"),
+    [
+        ({"train": "*.csv"}, "test.csv"),
+        ({"train": "."}, "test.csv"),
+        ({"train": "train.csv", "test": "./train.csv"}, "train.csv"),
+        ({"test": "link.csv"}, "train.csv"),
+    ],
+)
+def test_a_file_cannot_be_in_both_sets(tmp_path: Path, keys: dict[str, Any], shared: str) -> None:
+    for part in ("train", "test"):
+        write(tmp_path, "csv", part, columns(9))
+    if "train" not in keys:
+        (tmp_path / "link.csv").symlink_to("train.csv")
+    with pytest.raises(RunError) as error:
+        load("csv", tmp_path, 9, **keys)
+    message = f"1 file in the training set and in the test set: {tmp_path}/{shared}; choose different ones with "
+    assert str(error.value) == f"{message}data.train and data.test"
+
+
+def test_a_csv_and_its_packed_copy_are_not_both_read(tmp_path: Path) -> None:
+    write(tmp_path, "csv", "test", columns(9))
+    (tmp_path / "parts").mkdir()
+    write(tmp_path / "parts", "csv", "a", columns(9))
+    (tmp_path / "parts" / "a.csv.gz").write_bytes(gzip.compress((tmp_path / "parts" / "a.csv").read_bytes()))
+    with pytest.raises(RunError, match=r"data.train = parts has both a.csv and a.csv.gz, whose rows would count twice"):
+        load("csv", tmp_path, 18, train="parts")
+
+
 def test_a_packed_csv_is_read(tmp_path: Path) -> None:
     expected = write(tmp_path, "csv", "train", columns(9))
     write(tmp_path, "csv", "test", columns(2))
@@ -163,6 +192,17 @@ def test_a_share_of_the_rows_is_tested_on(tmp_path: Path, kind: str, monkeypatch
     monkeypatch.setattr(table_files, "parse", None)  # another seed needs no parsing
     other = load(kind, tmp_path, 40, seed=8, test_fraction=0.2)
     assert (everything(other.test)[0] == rows[held_out_rows(50, 0.2, 8)[1]]).all()
+
+
+@KINDS
+def test_a_test_file_beside_a_test_fraction_is_noted(tmp_path: Path, kind: str) -> None:
+    for part in ("train", "test"):
+        write(tmp_path, kind, part, columns(20))
+    source = load(kind, tmp_path, 15, test_fraction=0.25)
+    assert len(source.test) == 5
+    note = f"{tmp_path}/test.{kind} is not used: data.test_fraction = 0.25 holds out a part of the training set"
+    assert source.notes == (note,)
+    assert load(kind, tmp_path, 30, test_fraction=0.25, train=".").notes == ()
 
 
 @KINDS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.task import TaskSection
 from hvd_batchgrow.config.task_specs import Direction
 from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Datasets
+from hvd_batchgrow.data.datasets.fingerprint import fingerprint
+from hvd_batchgrow.data.samples.load_samples import load_samples
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.messages.errors import JobError, RunError
 from hvd_batchgrow.schedule.plan import compile_plan
@@ -394,3 +398,42 @@ def test_the_targets_of_the_validation_set_are_checked_too() -> None:
     job = small_job(task={"name": "multi_label"}, data={"source": "numpy"})
     with pytest.raises(RunError, match=r"4 are not: sample 0, label 0 is 0\.5"):
         _load_task(job, Datasets(train, train, 1, (0.0, 0.0), (1.0, 1.0), validation=validation))
+
+
+class Picky:
+    """A custom task that refuses all targets by an exception of Python, as docs/job-file.md suggests."""
+
+    metrics: Mapping[str, Direction] = {"mae": "down"}
+
+    def __call__(self, outputs: Tensor, targets: Any, *, training: bool) -> Losses:
+        raise AssertionError
+
+    def check_targets(self, targets: Any) -> None:
+        raise ValueError(f"the sum is {sum(part.sum() for part in targets.values())}")
+
+
+class Pairs:
+    """A torch Dataset whose targets are dicts."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.ones(2), {"a": torch.tensor([1.0, 2.0]), "b": index}
+
+
+def test_an_error_of_check_targets_names_the_task_and_targets_may_be_trees() -> None:
+    name = f"{__name__}:Picky"
+    data = DataSection(source="own:pairs", num_classes=2)
+    source = load_samples((Pairs(), Pairs()), data, 0, None)
+    job = small_job(task={"name": name}, data={"source": "own:pairs"})
+    with pytest.raises(JobError, match=rf"task.name: {name} refuses the targets: ValueError: the sum is 18"):
+        _load_task(job, source)  # 4 · (1 + 2) + 0 + 1 + 2 + 3
+    assert fingerprint(source) == {"mean": (), "std": ()}
+
+
+def test_metrics_may_be_numbers_of_numpy() -> None:
+    numbers: Any = {"mae": (np.float32(1.5), np.int64(6)), "worst": (np.int64(2), 1)}
+    change = Faulty(lambda found: Losses(found.each, metrics=numbers))
+    found = losses_of(change, drawn(6, 2), drawn(6, 2, seed=1), 6, training=False)
+    assert found.metrics == {"mae": (1.5, 6), "worst": (2, 1)}

@@ -101,6 +101,19 @@ def test_a_last_window_that_is_not_full_is_noted(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("num_tokens", [2, 5, 8])
+def test_a_text_shorter_than_a_window_is_padded(tmp_path: Path, num_tokens: int) -> None:
+    tokens = text(num_tokens)
+    write(tmp_path, tokens)
+    train = load(tmp_path).train
+    padding = 8 - (num_tokens - 1)
+    assert len(train) == 1
+    assert train.targets[np.array([0])].tolist() == [[*tokens[1:], *[-100] * padding]]
+    inputs = train.fetch(np.array([0]))[0].tolist()
+    assert inputs[:num_tokens] == tokens.tolist()
+    assert not any(inputs[num_tokens:])
+
+
 def test_an_epoch_has_each_token_once_in_the_keyed_order(tmp_path: Path) -> None:
     tokens = text(1203)
     write(tmp_path, tokens)
@@ -156,7 +169,8 @@ def test_a_npy_file_says_its_type_itself(tmp_path: Path, dtype: str) -> None:
 
 def test_bytes_of_any_file_are_tokens(tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text("Nature does not hurry. Größe")
-    train = load(tmp_path, train="book.txt", test="book.txt", num_classes=256, **BYTES).train
+    (tmp_path / "other.txt").write_text("Yet everything is accomplished.")
+    train = load(tmp_path, train="book.txt", test="other.txt", num_classes=256, **BYTES).train
     assert bytes(train.fetch(np.arange(2)).reshape(-1).astype(np.uint8)) == b"Nature does not "
     assert train.locate(1) == f"{tmp_path / 'book.txt'}, tokens 8 … 15"
 
@@ -172,8 +186,9 @@ def spoilt(root: Path, name: str, content: bytes) -> None:
         (lambda root: None, {"train": "trian.bin"}, "data.train = 'trian.bin': {root}/trian.bin does not exist"),
         (lambda root: spoilt(root, "train.bin", b""), {}, "train.bin is empty"),
         (lambda root: spoilt(root, "train.bin", b"abc"), {}, "train.bin has 3 bytes, which is not a multiple of the 2"),
-        (lambda root: write(root, text(8)), {}, "train.bin has 8 tokens; a sample of data.context = 8 and the "
-         "token after it need 9"),
+        (lambda root: write(root, text(1)), {},
+         "train.bin has 1 token; it needs 2, since the first one is not a target"),
+        (lambda root: None, {"test": "train.bin"}, "1 file in the training set and in the test set: {root}/train.bin"),
         (lambda root: np.save(root / "train.npy", text(9)), {}, "contains both train.bin and train.npy: remove one"),
         (lambda root: np.save(root / "a.npy", text(9).reshape(3, 3)), {"train": "a.npy", "token_dtype": None},
          "a.npy is int64 (3, 3); tokens must be (T,) of uint8, uint16"),
@@ -240,7 +255,8 @@ def test_its_keys_are_for_no_other_source(key: str) -> None:
 
 
 def test_the_type_of_a_npy_file_is_not_stated_twice(tmp_path: Path) -> None:
-    np.save(tmp_path / "train.npy", text(40).astype(np.uint32))
+    for part in ("train", "test"):
+        np.save(tmp_path / f"{part}.npy", text(40).astype(np.uint32))
     with pytest.raises(JobError, match=r"data.token_dtype: 'uint16', and train.npy says uint32; remove the key"):
         load(tmp_path)
 

@@ -114,6 +114,12 @@ def test_a_mean_in_the_place_of_losses_is_refused() -> None:
     with pytest.raises(ValueError, match=r"losses of shape \(\) for .*reduction='none'"):
         serve(engine_of(nn.Linear(5, 3), forward=forward), passes())
 
+    def without_losses(model: nn.Module, micro_batch: MicroBatch) -> Any:
+        return forward(model, micro_batch).each
+
+    with pytest.raises(ValueError, match=r"forward returned Tensor; it must return Losses\(each\), a loss of each"):
+        serve(engine_of(nn.Linear(5, 3), forward=without_losses), passes())
+
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_a_norm_that_the_model_keeps_in_evaluation_stays_as_it_is(exact: bool) -> None:

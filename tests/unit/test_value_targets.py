@@ -107,6 +107,11 @@ def test_the_same_table_has_classes_too(tmp_path: Path) -> None:
     write_csv(tmp_path, "x,y\n1,0\n2,1\n3,0\n")
     assert load(tmp_path, "csv").train.targets[np.arange(3)].tolist() == [[0], [1], [0]]
     data = DataSection(source="csv", root=str(tmp_path))
+    (tmp_path / "numbers").mkdir()
+    write_csv(tmp_path / "numbers", "x,y\n1,0.5\n2,1\n")
+    numbers = DataSection(source="csv", root=str(tmp_path / "numbers"))
+    with pytest.raises(RunError, match=r"; for numbers, set task.name = 'regression' or give .* target = 'values'"):
+        load_source(numbers, 0, lambda *_: None, None, any_size=True)
     classes = load_source(data, 0, lambda *_: None, any_size=True)
     assert classes.train.targets[np.arange(3)].tolist() == [0, 1, 0]
 
@@ -124,6 +129,33 @@ def test_a_missing_or_invalid_target_of_a_table_is_named(tmp_path: Path) -> None
     (tmp_path / "test.csv").write_text("x,y\n1,2.5\n2,1e39\n")
     with pytest.raises(RunError, match=r"test rows, as float32: targets of 1 of 2 .* finite: sample 1 has \[inf\]"):
         load(tmp_path, "csv")
+
+
+SECONDS = [1_700_000_000 + 20 * k for k in range(8)]
+"""float32 has 24 bits: near 2**31 its numbers differ by 128."""
+
+
+def test_targets_that_float32_cannot_represent_are_refused(tmp_path: Path) -> None:
+    message = r"target {} has values from 1700000000 to 1700000140: float32 rounds away their differences; subtract"
+    write_npy(tmp_path, np.stack([np.arange(8), SECONDS], axis=1))
+    with pytest.raises(RunError, match=r"train_targets.npy: " + message.format(1)):
+        load(tmp_path, "numpy")
+    write_csv(tmp_path, "x,y\n" + "".join(f"{k},{second}\n" for k, second in enumerate(SECONDS)))
+    with pytest.raises(RunError, match=r"train.csv, training rows: " + message.format("'y'")):
+        load(tmp_path, "csv")
+    with pytest.raises(RunError, match=r"data.source, train: " + message.format(0)):
+        load_source(DataSection(source=f"{HERE}:of_seconds"), 0, lambda *_: None, "values", any_size=True)
+
+
+def of_seconds(_: DataSection) -> Datasets:
+    samples = ArrayDataset(np.zeros((8, 1)), np.array(SECONDS, dtype=np.float64)[:, None])
+    return Datasets(samples, samples, 1, (0.0,), (1.0,))
+
+
+@pytest.mark.parametrize("targets", [[0.1] * 3, [1900, 1950, 2020], [100.1, 100.2, 101.3], [1.7e9, 1.7e9 + 1e7, 1.8e9]])
+def test_targets_whose_differences_float32_represents_are_accepted(tmp_path: Path, targets: list[float]) -> None:
+    write_npy(tmp_path, targets, [7])
+    assert load(tmp_path, "numpy").train.targets[np.arange(len(targets))].tolist() == [[np.float32(x)] for x in targets]
 
 
 def test_several_label_columns_are_for_numbers(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Datasets
 from hvd_batchgrow.data.datasets.normalization import chunks_of, finite_chunks, image_moments, loses_digits, row_moments
 from hvd_batchgrow.data.datasets.npy_file import open_npy
 from hvd_batchgrow.data.datasets.plausibility import check_layout, not_cut_to_bits
-from hvd_batchgrow.data.datasets.section_values import need_root
-from hvd_batchgrow.data.datasets.targets import check_numbers, value_schema
+from hvd_batchgrow.data.datasets.section_values import need_root, refuse_shared
+from hvd_batchgrow.data.datasets.targets import as_float32, check_digits, check_numbers, value_schema
 from hvd_batchgrow.messages.errors import RunError
 
 
@@ -38,11 +38,12 @@ def load(data: DataSection, seed: int, report: ReportProgress) -> Datasets:
 
     Raises:
         JobError: the job has no root.
-        RunError: a file is missing, damaged, or of a wrong type or shape.
+        RunError: a file is missing, damaged, in both sets, or of a wrong type or shape.
     """
     root = need_root(data, "the folder of its .npy files")
     train, train_labels = _pair(root, data.train or "train", "labels")
     test, test_labels = _pair(root, data.test or "test", "labels")
+    refuse_shared([train], [test])
     stamp = file_stamp(train, train_labels, test, test_labels)
     values = {"train_values": open_npy(train), "test_values": open_npy(test)}
     pairs = [(train, train_labels), (test, test_labels)]
@@ -61,6 +62,7 @@ def load_values(data: DataSection, seed: int, report: ReportProgress) -> Dataset
     root = need_root(data, "the folder of its .npy files")
     pairs = [_pair(root, getattr(data, part) or part, "targets") for part in ("train", "test")]
     paths = [path for path, _ in pairs]
+    refuse_shared(paths[:1], paths[1:])
     stamp = file_stamp(*(path for pair in pairs for path in pair))
     identity = "\n".join(["targets", *(str(path.resolve()) for path in paths)])
     arrays = cached_arrays("numpy", identity, stamp, lambda: _digest(pairs, report, as_values=True))
@@ -107,7 +109,9 @@ def _digest(pairs: list[tuple[Path, Path]], report: ReportProgress, *, as_values
     for part, (path, labels_path) in zip(("train", "test"), pairs, strict=True):
         values, labels = open_npy(path), open_npy(labels_path)
         if as_values:
-            labels = _targets(labels, labels_path)
+            exact, labels = labels, _targets(labels, labels_path)
+            if part == "train":
+                check_digits(exact.reshape(labels.shape), str(labels_path))
         _check(values, labels[:, 0] if as_values else labels, path)
         arrays[f"{part}_labels"] = labels if as_values else int64_labels(labels, str(labels_path))
         chunks = chunks_of(with_channels(values), f"reading {path.name}", report)
@@ -125,7 +129,7 @@ def _targets(targets: NDArray[Any], path: Path) -> NDArray[np.float32]:
     """Return targets as float32 (N, K). Raise RunError unless they are finite numbers, (N, K) or (N,)."""
     if targets.dtype.kind not in "biuf" or targets.ndim not in {1, 2}:
         raise RunError(f"{path} is {targets.dtype} {targets.shape}; targets must be numbers, (N, K) or (N,)")
-    found = targets.reshape(len(targets), -1).astype(np.float32)
+    found = as_float32(targets.reshape(len(targets), -1))
     check_numbers(found, str(path))
     return found
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_batchgrow.data.datasets.class_labels import check_range, count_classes, notes_on_classes
+from hvd_batchgrow.data.datasets.class_labels import check_range, count_classes
 from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Datasets
 from hvd_batchgrow.data.datasets.plausibility import axis_hint, byte_hint
 from hvd_batchgrow.messages.errors import RunError
@@ -88,5 +88,4 @@ def array_source(
     if train.shape != test.shape:
         raise RunError(f"{names[1]}: a test sample is {test.shape}, one of {names[0]} {train.shape}")
     mean, std = (tuple(map(float, arrays[key])) for key in ("mean", "std"))
-    notes = notes_on_classes(train.targets, test.targets, num_classes)
-    return Datasets(train, test, num_classes, mean, std, notes, {"first_label": first})
+    return Datasets(train, test, num_classes, mean, std, schema={"first_label": first})

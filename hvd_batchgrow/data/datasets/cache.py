@@ -21,7 +21,7 @@ from hvd_batchgrow.storage.strict_json import dump_json
 
 _ANOTHER = "another: HVD_BATCHGROW_CACHE=…"
 Arrays = Mapping[str, NDArray[Any]]
-_FORMAT = 5
+_FORMAT = 6
 """Incremented whenever the contents of a cache change their meaning."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,19 +123,23 @@ def _named(classes: Sequence[int], names: Sequence[str]) -> str:
     return ", ".join(repr(names[k]) if k < len(names) else str(k) for k in classes)
 
 
-def notes_on_classes(train: Labels, test: Labels, num_classes: int, names: Sequence[str] = ()) -> tuple[str, ...]:
-    """Name the classes, from 0, that never occur in training, and which of them occur in the test set.
+def notes_on_classes(
+    train: Labels, others: Mapping[str, Labels], num_classes: int, names: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """Name the classes, from 0, that never occur in training, and which of them occur in the other sets.
 
     Args:
         train: labels, (N,).
-        test: labels.
+        others: labels of the validation and test sets, by the name of the set.
         num_classes: C.
         names: of the classes; empty: they have no names.
     """
     present = np.unique(train)
     if len(present) == num_classes:
         return ()
-    tested = np.setdiff1d(np.unique(test), present)
-    more = ", …" if len(tested) > _NUM_SHOWN else ""
-    also = f"; test samples have {_named(tested[:_NUM_SHOWN].tolist(), names)}{more}" if len(tested) else ""
+    also = ""
+    for name, labels in others.items():
+        if len(found := np.setdiff1d(np.unique(labels), present)):
+            more = ", …" if len(found) > _NUM_SHOWN else ""
+            also += f"; {name} samples have {_named(found[:_NUM_SHOWN].tolist(), names)}{more}"
     return (f"{_never(present, num_classes, names)}{also}",)

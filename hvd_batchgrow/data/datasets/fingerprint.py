@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.datasets.subset import whole_of
@@ -27,7 +28,7 @@ def fingerprint(source: Datasets) -> dict[str, Any]:
     and of the checksums of encoded images.
     """
     found: dict[str, Any] = {"mean": source.mean, "std": source.std}
-    whole, targets = whole_of(source.train), np.asarray(_targets(source))
+    whole, targets = whole_of(source.train), _targets(source)
     if targets.dtype.kind in "iu":
         found["targets_sha256"] = _sha256(targets.astype("<i8"))
     elif targets.dtype.kind == "f" and targets.ndim == 2 and isinstance(whole.targets, np.ndarray):
@@ -37,11 +38,13 @@ def fingerprint(source: Datasets) -> dict[str, Any]:
     return found
 
 
-def _targets(source: Datasets) -> Any:
+def _targets(source: Datasets) -> NDArray[Any]:
+    """Return the first targets; none if they are the trees of a custom task."""
     try:
-        return first_targets(source.train)
-    except (AttributeError, TypeError):  # the targets of a custom task are trees
-        return ()
+        found = first_targets(source.train)
+    except (AttributeError, TypeError):
+        found = None
+    return found if isinstance(found, np.ndarray) else np.zeros(0)
 
 
 def _sha256(values: Any) -> str:

@@ -110,15 +110,20 @@ def row_moments(chunks: Iterable[NDArray[Any]], name: str, features: Sequence[st
 def present_means(chunks: Iterable[NDArray[Any]]) -> NDArray[np.float64]:
     """Return the mean of each column without its NaN; NaN for a column of NaN alone.
 
+    The mean of a constant is the constant itself, without rounding, so that `row_moments` finds it constant.
+
     Args:
         chunks: of (n, columns).
     """
     count, mean = np.int64(0), np.float64(0)
+    low, high = np.float64(np.inf), np.float64(-np.inf)
     for chunk in chunks:
         here = ~np.isnan(chunk)
         count = count + here.sum(axis=0)
         mean = mean + np.where(here, chunk - mean, 0.0).sum(axis=0) / np.maximum(count, 1)
-    return np.where(count > 0, mean, np.nan)
+        low = np.minimum(low, np.where(here, chunk, np.inf).min(axis=0))
+        high = np.maximum(high, np.where(here, chunk, -np.inf).max(axis=0))
+    return np.where(count > 0, np.clip(mean, low, high), np.nan)
 
 
 def finite_chunks(chunks: Iterable[NDArray[Any]], name: str) -> Iterator[NDArray[Any]]:
@@ -141,11 +146,12 @@ def finite_chunks(chunks: Iterable[NDArray[Any]], name: str) -> Iterator[NDArray
         raise RunError(f"{name}: {'; '.join(shown)}{more}")
 
 
-def loses_digits(exact: NDArray[np.longdouble]) -> bool:
-    """Return whether rounding to float64 leaves fewer than 14 bits of the differences between values.
+def loses_digits(exact: NDArray[np.longdouble], dtype: type[np.floating[Any]] = np.float64) -> bool:
+    """Return whether rounding leaves fewer than 14 bits of the differences between values, if they differ.
 
     Args:
         exact: (n,) at least one value; longdouble has 64 bits of mantissa or more, enough for any 64-bit integer.
+        dtype: to which the values are rounded.
     """
-    error = np.abs(exact - exact.astype(np.float64)).max()
-    return bool(error > (exact.max() - exact.min()) * 2.0**-14)
+    error = np.abs(exact - exact.astype(dtype)).max()
+    return bool(error > (exact.max() - exact.min()) * 2.0**-14 > 0)

@@ -38,8 +38,9 @@ def check_layout(shape: Sequence[int], stated: Sequence[int] | None, place: str)
         return
     height, width, channels = shape
     fault = None
-    if channels > _MOST_CHANNELS and min(height, width) <= _MOST_CHANNELS and height != width:
-        axes = (0, 2, 3, 1) if height <= width else (0, 1, 3, 2)
+    is_planes = channels == width != height  # as square images in the order (N, C, H, W)
+    if channels > _MOST_CHANNELS and (is_planes or (min(height, width) <= _MOST_CHANNELS and height != width)):
+        axes = (0, 2, 3, 1) if is_planes or height <= width else (0, 1, 3, 2)
         fault = f"if the channels are axis {axes[-1]}: {_transposed(axes)}"
     elif channels == 1 and max(height, width) >= _NARROW * min(height, width) and min(height, width) <= _MOST_CHANNELS:
         order = "(N, C, H, W) and then .transpose(0, 2, 3, 1)" if height < width else "(N, H, W, C)"

@@ -7,11 +7,15 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 
 from hvd_batchgrow.config.task_specs import IGNORED_TOKEN, TargetKind
 from hvd_batchgrow.data.datasets.class_labels import check_range
 from hvd_batchgrow.data.datasets.dataset import Dataset
+from hvd_batchgrow.data.datasets.normalization import loses_digits
 from hvd_batchgrow.data.datasets.subset import whole_of
+from hvd_batchgrow.data.tensor_tree import map_tensors
 from hvd_batchgrow.messages.errors import RunError
 
 _MOST_COMPUTED = 10**6
@@ -19,9 +23,12 @@ _MOST_COMPUTED = 10**6
 
 
 def first_targets(samples: Dataset) -> Any:
-    """Return all targets of an array, the first samples' computed targets, or a few of a torch Dataset."""
+    """Return all targets of an array, the first samples' computed targets, or a few of a torch Dataset.
+
+    Targets of a torch Dataset that are a tree of tensors become the same tree of arrays.
+    """
     if example := getattr(whole_of(samples), "example", None):
-        return example.targets.numpy()
+        return map_tensors(Tensor.numpy, example.targets)
     if isinstance(samples.targets, np.ndarray):
         return samples.targets
     width = np.asarray(samples.targets[np.arange(min(len(samples), 1))]).size
@@ -88,6 +95,28 @@ def check_numbers(targets: Any, place: str) -> None:
     if len(wrong):
         shown = "; ".join(f"sample {k} has {targets[k].tolist()}" for k in wrong[:5])
         raise RunError(f"{place}: targets of {len(wrong)} of {len(targets)} samples are not finite: {shown}")
+
+
+def as_float32(targets: NDArray[Any]) -> NDArray[np.float32]:
+    """Return targets as float32; a number that is too large becomes infinite."""
+    with np.errstate(over="ignore"):
+        return targets.astype(np.float32)
+
+
+def check_digits(targets: NDArray[Any], place: str, names: Sequence[str] = ()) -> None:
+    """Raise RunError if float32 represents the differences between the values of a target with too few digits.
+
+    Args:
+        targets: of the training set, (N, K); infinite ones are ignored.
+        place: for the message.
+        names: K names; empty: the message numbers them from 0.
+    """
+    for k, column in enumerate(targets.T):
+        found = column[np.isfinite(as_float32(column))].astype(np.longdouble)
+        if len(found) and loses_digits(found, np.float32):
+            name = repr(names[k]) if names else k
+            fault = f"target {name} has values from {found.min():.12g} to {found.max():.12g}"
+            raise RunError(f"{place}: {fault}: float32 rounds away their differences; subtract a constant from it")
 
 
 def value_schema(targets: Any, names: Sequence[str] = ()) -> dict[str, Any]:

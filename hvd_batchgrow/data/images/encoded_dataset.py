@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.source_specs import Kind
 from hvd_batchgrow.data.datasets.cache import Arrays
-from hvd_batchgrow.data.datasets.class_labels import check_range, count_classes, notes_on_classes
+from hvd_batchgrow.data.datasets.class_labels import check_range, count_classes
 from hvd_batchgrow.data.datasets.dataset import (
     IMAGENET_DEVIATION,
     IMAGENET_MEAN,
@@ -193,8 +193,8 @@ def encoded_source(data: DataSection, train: EncodedDataset, test: EncodedDatase
     check_range(test.targets, first, num_classes, test.locate, "test")
     if first:
         train, test = (samples.labeled(samples.targets - first) for samples in (train, test))
-    notes = notes_on_classes(train.targets, test.targets, num_classes)
-    return Datasets(train, test, num_classes, IMAGENET_MEAN, IMAGENET_DEVIATION, notes, {"first_label": first})
+    schema = {"first_label": first}
+    return Datasets(train, test, num_classes, IMAGENET_MEAN, IMAGENET_DEVIATION, schema=schema)
 
 
 def report_bad(samples: EncodedDataset, on_bad_sample: str) -> None:

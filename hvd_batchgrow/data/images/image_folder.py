@@ -18,7 +18,7 @@ from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.source_specs import ReportProgress
 from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays
 from hvd_batchgrow.data.datasets.dataset import Datasets
-from hvd_batchgrow.data.datasets.section_values import need_root
+from hvd_batchgrow.data.datasets.section_values import need_root, notes_on_unused
 from hvd_batchgrow.data.held_out import with_test
 from hvd_batchgrow.data.images.class_folders import EXTENSIONS, Skipped, images_below, is_class_name, is_image_name
 from hvd_batchgrow.data.images.encoded_dataset import (
@@ -98,7 +98,10 @@ def load(data: DataSection, seed: int, report: ReportProgress) -> Datasets:
     samples = [_indexed(root, tree, train.classes, report, apply_orientation=data.apply_orientation) for tree in trees]
     source = replace(encoded_source(data, samples[0], samples[-1], num_classes), schema={"classes": [*train.classes]})
     if one_folder:
-        return with_test(replace(source, notes=train.notes), data.test_fraction, seed)
+        # If the root itself is the training folder, these folders are classes.
+        usual_tests = [] if root.samefile(root / train.folder) else [root / "val", root / "test"]
+        notes = (*train.notes, *notes_on_unused(usual_tests, data))
+        return with_test(replace(source, notes=notes), data.test_fraction, seed)
     return replace(source, notes=(*train.notes, *test.notes, *_untested(root, train, test), *_same(root, train, test)))
 
 

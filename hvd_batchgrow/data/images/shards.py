@@ -12,13 +12,12 @@ from pathlib import Path
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.source_specs import ReportProgress
 from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays, file_stamp
-from hvd_batchgrow.data.datasets.section_values import need_root
+from hvd_batchgrow.data.datasets.compressed import unpacking
+from hvd_batchgrow.data.datasets.section_values import need_root, refuse_shared
 from hvd_batchgrow.data.images.encoded_dataset import NUM_SHOWN, EncodedDataset, listing, nearest, reading
 from hvd_batchgrow.data.images.image_index import Entry, make_index
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 
-_COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
-"""First bytes of compressed files, and the command that unpacks them."""
 _REPORT_BYTES = 1 << 24
 """Bytes between progress reports."""
 
@@ -86,8 +85,8 @@ def load_sets(data: DataSection, form: ShardFormat, report: ReportProgress) -> t
         "data.train": find_shards(root, "data.train", data.train, form.train),
         "data.test": find_shards(root, "data.test", data.test, form.test),
     }
-    if both := sorted(set.intersection(*map(set, sets.values()))):
-        raise RunError(f"{root}: {len(both)} shards are in the training set and in the test set: {both[0]}, …")
+    train, test = ([root / name for name in names] for names in sets.values())
+    refuse_shared(train, test, "shard")
     indexed = []
 
     def read(root: Path, name: str, faults: Faults) -> Iterator[Entry]:
@@ -190,10 +189,5 @@ def refuse_compressed(path: Path) -> None:
 
     Call it only for files that could not be read: a valid file may start with the same bytes.
     """
-    with path.open("rb") as file:
-        start = file.read(6)
-    for magic, tool in _COMPRESSED.items():
-        if start.startswith(magic):
-            raise RunError(
-                f"{path} is compressed: its samples cannot be read in random order; unpack it: {tool} {path}"
-            )
+    if command := unpacking(path):
+        raise RunError(f"{path} is compressed: its samples cannot be read in random order; unpack it: {command}")

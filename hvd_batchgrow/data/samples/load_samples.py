@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.task_specs import TargetKind
 from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Datasets
+from hvd_batchgrow.data.datasets.plain_values import plain
 from hvd_batchgrow.data.held_out import with_test
 from hvd_batchgrow.data.samples.keyed_samples import Drawn, KeyedSamples, Request, drawn_or_raise
 from hvd_batchgrow.data.samples.reproducible import check_reproducible, ids_to_compare
@@ -54,7 +55,7 @@ def load_samples(returned: Any, data: DataSection, seed: int, target: TargetKind
         draw, ids = partial(_draw_one, samples, part), ids_to_compare(len(dataset)).tolist()
         check_reproducible(draw, ids, bit_identical, partial(samples.locate, part))
     pool = WorkerPool(samples, data.workers) if data.workers else None
-    made = {part: SampleDataset(samples, part, pool, num_classes, has_tokens=target == "tokens") for part in sets}
+    made = {part: SampleDataset(samples, part, pool, num_classes, target) for part in sets}
     source = Datasets(
         made["train"],
         made.get("test", made["train"]),
@@ -136,8 +137,8 @@ def _classes(dataset: Any, data: DataSection, targets: Any, target: TargetKind |
     """
     if fault := _target_fault(targets, target):
         raise JobError([Fault("data.source", f"{data.source}: {fault}")])
-    names, count = _attribute(dataset, "classes"), _attribute(dataset, "num_classes")
-    classes = tuple(map(str, names)) if isinstance(names, Sequence) and not isinstance(names, str) else ()
+    names, count = (plain(_attribute(dataset, name)) for name in ("classes", "num_classes"))
+    classes = tuple(map(str, names)) if isinstance(names, Iterable) and not isinstance(names, (str, Mapping)) else ()
     known = count if isinstance(count, int) and count > 0 else len(classes)
     if target == "values":
         known = targets.shape[1] if targets.dim() > 1 else 1

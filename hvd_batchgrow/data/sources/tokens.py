@@ -19,7 +19,7 @@ def _num_samples(data: DataSection) -> int | None:
         tokens = open_tokens(find_file(data, "train"), data.token_dtype)
     except (JobError, RunError, OSError, ValueError):  # ValueError: a NUL in the path
         return None
-    return num_windows(len(tokens), data.context) if len(tokens) > data.context else None
+    return num_windows(len(tokens), data.context) if len(tokens) > 1 else None
 
 
 def _faults(data: DataSection) -> Iterator[Fault]:

@@ -94,7 +94,7 @@ def check_file(table: RawTable, data: DataSection, *, strict: bool, as_values: b
         missing |= absent
         faults += [(name, fault) for fault in found]
     names = tuple(table.names[k] for k in roles.features)
-    targets = stacked(columns) if as_values else columns[0]
+    targets = np.stack(columns, axis=1) if as_values else columns[0]
     target_names = tuple(table.names[k] for k in roles.labels) if as_values else ()
     file = TableFile(table, names, values, categories, targets, target_names, missing, tuple(notes))
     return file, listed_faults(table, faults)
@@ -165,7 +165,7 @@ def _labels(cells: Any, name: str, data: DataSection) -> tuple[NDArray[np.int64]
 def _csv_labels(cells: Any, name: str, data: DataSection) -> tuple[NDArray[np.int64] | Texts, Bits, list[CellFault]]:
     """Convert labels to numbers if all are numbers, else to texts. Ambiguous labels are faults that name the key."""
     compute = need("pyarrow.compute", "pyarrow")
-    missing = missing_texts(cells, () if data.text_labels else data.missing_values or ())
+    missing = missing_labels(cells, data)
     faults = _missing_labels(cells, missing, data)
     if data.text_labels:
         return as_texts(cells, missing), missing, faults
@@ -185,16 +185,15 @@ def _csv_labels(cells: Any, name: str, data: DataSection) -> tuple[NDArray[np.in
     return as_texts(cells, missing), missing, faults
 
 
+def missing_labels(cells: Any, data: DataSection) -> Bits:
+    """Return which labels of a csv file are missing."""
+    return missing_texts(cells, () if data.text_labels else data.missing_values or ())
+
+
 def target_numbers(cells: Any, name: str, data: DataSection) -> tuple[NDArray[Any], Bits, list[CellFault]]:
     """Return a column of targets as numbers, which of them are missing, and the faults."""
     numbers = as_numbers(cells, name, data)
     return numbers.values, numbers.missing, [*numbers.faults, *_missing_labels(cells, numbers.missing, data)]
-
-
-def stacked(columns: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
-    """Return columns of targets (n,) as float32 (n, K); a number that is too large becomes infinite."""
-    with np.errstate(over="ignore"):
-        return np.stack(columns, axis=1).astype(np.float32)
 
 
 def _missing_labels(cells: Any, missing: Bits, data: DataSection) -> list[CellFault]:
@@ -213,7 +212,8 @@ def _whole(cells: Any, numbers: Numbers, data: DataSection) -> tuple[NDArray[np.
         return np.zeros(len(cells), dtype=np.int64), missing, [*faults, *numbers.faults]
     if wrong.any():
         remedy = "data.label names another column, data.text_labels = true makes a class of each distinct text"
-        faults.append(cell_fault(cells, wrong, _WHOLE, remedy))
+        numbers_too = "for numbers, set task.name = 'regression' or give your own task the attribute target = 'values'"
+        faults.append(cell_fault(cells, wrong, _WHOLE, f"{remedy}; {numbers_too}"))
     negative = (known < 0) & ~missing & ~wrong
     if negative.any():
         remedy = "correct them, or data.text_labels = true makes a class of each distinct text"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from hvd_batchgrow.data.datasets.compressed import unpacking
 from hvd_batchgrow.data.tables.optional_packages import need
 from hvd_batchgrow.messages.errors import RunError
 
@@ -26,6 +27,8 @@ _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars", " ":
 _HEAD_BYTES = 1 << 18
 _HEAD_ROWS = 100
 """Lines that are examined to detect the form."""
+_UNPACKED = {".gz", ".bz2", ".zst", ".lz4"}
+"""Suffixes of files that pyarrow unpacks while it reads them."""
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -96,6 +99,8 @@ def _head(path: Path) -> str:
 
 def not_utf8(path: Path, line: int) -> RunError:
     """Return the error for a line that is not UTF-8."""
+    if path.suffix not in _UNPACKED and (command := unpacking(path)):
+        return RunError(f"{path} is compressed; unpack it: {command}")
     return RunError(f"{path}, line {line}: not UTF-8; iconv -f LATIN1 -t UTF-8 converts a Latin-1 file")
 
 

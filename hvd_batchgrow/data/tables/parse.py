@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.source_specs import ReportProgress
 from hvd_batchgrow.data.datasets.cache import Arrays
+from hvd_batchgrow.data.datasets.targets import as_float32, check_digits
 from hvd_batchgrow.data.tables.cells import Texts, recoded, sorted_words
 from hvd_batchgrow.data.tables.checked_files import TableFile, check_file
 from hvd_batchgrow.data.tables.columns import NUM_SHOWN, RawTable, read_table
@@ -111,6 +112,8 @@ def _joined(parts: Parts, data: DataSection) -> Arrays:
     arrays |= _labels(parts, kept)
     if target_names := parts["train"][0].target_names:
         arrays["target_names"] = np.array(target_names)
+        check_digits(arrays["train_labels"], f"{parts['train'][0].table.path}, training rows", target_names)
+        arrays |= {key: as_float32(arrays[key]) for key in (f"{part}_labels" for part in parts)}
     return arrays | ({"notes": np.array(list(dict.fromkeys(notes)))} if notes else {})
 
 

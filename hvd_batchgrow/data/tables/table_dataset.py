@@ -12,7 +12,7 @@ from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.source_specs import ReportProgress
 from hvd_batchgrow.config.split import num_held_out
 from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays
-from hvd_batchgrow.data.datasets.class_labels import check_range, count_classes, notes_on_classes
+from hvd_batchgrow.data.datasets.class_labels import check_range, count_classes
 from hvd_batchgrow.data.datasets.dataset import Datasets, Ids
 from hvd_batchgrow.data.datasets.normalization import present_means, row_moments
 from hvd_batchgrow.data.datasets.targets import check_numbers, value_schema
@@ -64,15 +64,13 @@ def table_source(table: Table, data: DataSection, seed: int, report: ReportProgr
     fit = _fit(table, data, seed, report)
     train, test = (_rows(table, fit, part, first, data) for part in ("train", "test"))
     mean, std = train.encoding.spread(fit["mean"], 0.0), train.encoding.spread(fit["std"], 1.0)
-    notes = [*map(str, table.arrays.get("notes", ()))]
+    notes = tuple(map(str, table.arrays.get("notes", ())))
     schema = _schema(table, fit, train.encoding, classes, first)
     if names:
         for part, targets in (("training", train.targets), ("test", test.targets)):
             check_numbers(targets, f"{table.name}, {part} rows, as float32")
         schema |= value_schema(train.targets, names)
-    else:
-        notes += notes_on_classes(train.targets, test.targets, num_classes, classes)
-    return Datasets(train, test, num_classes, tuple(mean.tolist()), tuple(std.tolist()), tuple(notes), schema)
+    return Datasets(train, test, num_classes, tuple(mean.tolist()), tuple(std.tolist()), notes, schema)
 
 
 def _classes(table: Table, data: DataSection) -> tuple[tuple[str, ...], int, int]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.source_specs import ReportProgress
 from hvd_batchgrow.data.datasets.cache import cached_arrays, file_stamp
 from hvd_batchgrow.data.datasets.dataset import Datasets
-from hvd_batchgrow.data.datasets.section_values import need_root
+from hvd_batchgrow.data.datasets.section_values import need_root, notes_on_unused, refuse_shared
 from hvd_batchgrow.data.tables.parse import Places, parse
 from hvd_batchgrow.data.tables.table_dataset import Table, table_source
 from hvd_batchgrow.messages.errors import RunError
@@ -42,11 +44,12 @@ def load(data: DataSection, seed: int, report: ReportProgress, *, as_values: boo
 
     Raises:
         JobError: no root, no such column, or the labels do not show which classes there are.
-        RunError: a file is missing or damaged, the test set is missing, or a cell is invalid.
+        RunError: a file is missing, damaged or in both sets, the test set is missing, or a cell is invalid.
     """
     root = need_root(data, f"the folder of its {data.source} files")
     train = find_files(root, data.train, data.source, "data.train")
     test = [] if data.test_fraction else find_files(root, data.test, data.source, "data.test")
+    refuse_shared(train, test)
     paths = {"train": train, "test": test} if test else {"train": train}
     identity = "\n".join([*(str(path.resolve()) for path in train), "", *(str(path.resolve()) for path in test)])
     identity += "".join(f"\n{key} = {getattr(data, key)!r}" for key in _PARSING)
@@ -55,7 +58,10 @@ def load(data: DataSection, seed: int, report: ReportProgress, *, as_values: boo
     arrays = cached_arrays(data.source, identity, stamp, lambda: parse(paths, data, report, as_values=as_values))
     places = {part: Places(files, arrays, part, data) for part, files in paths.items()}
     table = Table(data.source, identity, stamp, ", ".join(map(str, train)), arrays, places)
-    return table_source(table, data, seed, report)
+    source = table_source(table, data, seed, report)
+    usual = _conventional(root, "data.test", data.source) if data.test_fraction else []
+    unused = notes_on_unused([path for path in usual if path not in train], data)
+    return replace(source, notes=(*source.notes, *unused))
 
 
 def find_test_files(data: DataSection) -> list[Path]:
@@ -74,12 +80,16 @@ def find_files(root: Path, given: str | None, kind: str, key: str) -> list[Path]
         key: data.train or data.test.
 
     Raises:
-        RunError: no file matches, or two files have a conventional name.
+        RunError: no file matches, two files have a conventional name, or a file is there compressed and uncompressed.
     """
-    conventional = [f"{key.removeprefix('data.')}{suffix}" for suffix in _SUFFIXES[kind]]
-    found = _matching(root, given, kind) if given else [root / name for name in conventional if (root / name).is_file()]
+    conventional = _conventional(root, key, kind)
+    found = _matching(root, given, kind) if given else [path for path in conventional if path.is_file()]
     if not given and len(found) > 1:
         raise RunError(f"{root} contains {' and '.join(path.name for path in found)}: choose one with {key}")
+    plain = {path: path.with_name(re.sub(r"\.(gz|bz2)$", "", path.name)) for path in found}
+    if twice := [path for path in found if plain[path] != path and plain[path] in found]:
+        fault = f"{root}: {key} = {given} has both {plain[twice[0]].name} and {twice[0].name}"
+        raise RunError(f"{fault}, whose rows would count twice; remove one of them")
     if found:
         return found
     remedy = (
@@ -87,7 +97,11 @@ def find_files(root: Path, given: str | None, kind: str, key: str) -> list[Path]
     )
     near = [str(path.relative_to(root)) for path in _matching(root, ".", kind)][:5]
     there = f"there are {', '.join(near)}" if near else f"there are no {kind} files"
-    raise RunError(f"{root} does not contain {given or conventional[0]} ({there}); set {key}{remedy}")
+    raise RunError(f"{root} does not contain {given or conventional[0].name} ({there}); set {key}{remedy}")
+
+
+def _conventional(root: Path, key: str, kind: str) -> list[Path]:
+    return [root / f"{key.removeprefix('data.')}{suffix}" for suffix in _SUFFIXES[kind]]
 
 
 def _matching(root: Path, given: str, kind: str) -> list[Path]:

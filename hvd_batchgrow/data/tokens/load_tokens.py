@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,11 @@ from hvd_batchgrow.config.source_specs import ReportProgress
 from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays, file_stamp
 from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.datasets.normalization import chunks_of
+from hvd_batchgrow.data.datasets.section_values import refuse_shared
 from hvd_batchgrow.data.tokens.token_files import find_file, open_tokens
 from hvd_batchgrow.data.tokens.token_windows import TokenWindows
 from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.messages.wording import counted
 
 _WIDER = {"uint8": "uint16", "uint16": "uint32"}
 
@@ -27,24 +29,22 @@ def load(data: DataSection, seed: int, report: ReportProgress) -> Datasets:
 
     Raises:
         JobError: the job has no root, or the type of the tokens is missing or wrong.
-        RunError: a file is missing, damaged, shorter than a window, or has a token outside the vocabulary.
+        RunError: a file is missing, damaged, shorter than 2 tokens or in both sets, or a token is outside the
+            vocabulary.
     """
     assert data.context  # as `SourceSpec.faults` requires
     assert data.num_classes
-    train = _windows(data, "train", data.context, data.num_classes, report)
-    test = _windows(data, "test", data.context, data.num_classes, report)
+    paths = [find_file(data, part) for part in ("train", "test")]
+    refuse_shared(paths[:1], paths[1:])
+    train, test = (_windows(data, path, data.context, data.num_classes, report) for path in paths)
     notes = tuple(note for windows in (train, test) if (note := _note(windows)))
     return Datasets(train, test, data.num_classes, (), (), notes)
 
 
-def _windows(
-    data: DataSection, part: Literal["train", "test"], context: int, vocabulary: int, report: ReportProgress
-) -> TokenWindows:
-    path = find_file(data, part)
+def _windows(data: DataSection, path: Path, context: int, vocabulary: int, report: ReportProgress) -> TokenWindows:
     tokens = open_tokens(path, data.token_dtype)
-    if len(tokens) <= context:
-        fault = f"{path} has {len(tokens)} tokens; a sample of data.context = {context} and the token after it need"
-        raise RunError(f"{fault} {context + 1}: use a longer text or a shorter context")
+    if len(tokens) <= 1:
+        raise RunError(f"{path} has {counted(len(tokens), 'token')}; it needs 2, since the first one is not a target")
     stamp = [file_stamp(path), str(tokens.dtype)]
     summary = cached_arrays("tokens", str(path.resolve()), stamp, lambda: _summary(tokens, path, report))["summary"]
     low, high, even, odd = summary.tolist()

@@ -42,13 +42,14 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         return load(found.origin)
-    except OSError as error:  # compiled for another machine
-        warnings.warn(f"ghost norms on a CPU use PyTorch's operations, which are slower: {error}", stacklevel=4)
+    except (OSError, AttributeError) as error:  # compiled for another machine, or from an earlier ghost_cpu.c
+        fault = f"ghost norms on a CPU use PyTorch's operations, which are slower: {error}"
+        warnings.warn(f"{fault}; to rebuild the library: make setup", stacklevel=4)
         return None
 
 
 def load(path: str) -> ctypes.CDLL:
-    """Load a library, whose calls release the GIL. Raises OSError if the file cannot be loaded."""
+    """Load a library, whose calls release the GIL. Raises OSError or AttributeError if it cannot be used."""
     loaded = ctypes.CDLL(path)
     part, pointer = ctypes.POINTER(_Part), ctypes.c_void_p
     loaded.ghost_normalize.argtypes = [part, ctypes.c_double, *[pointer] * 6]

@@ -38,7 +38,7 @@ def read_sealed(data: bytes) -> Any:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign file can raise any error
         reason = str(error).partition("\n")[0] or type(error).__name__
-        if "weights_only" in reason:  # torch's message advises loading the file without this protection
+        if "weights only" in reason.lower().replace("_", " "):  # torch advises loading it without this protection
             reason = "it does not contain only tensors and plain values"
         raise RunError(f"not readable ({reason})") from None
 

@@ -83,8 +83,12 @@ def check_losses(losses: Losses, num_ghost_batches: int, ghost_batch: int) -> No
         ghost_batch: γ.
 
     Raises:
-        ValueError: the losses or the weights have another shape.
+        ValueError: it is not `Losses`, or the losses or the weights have another shape.
     """
+    if not isinstance(losses, Losses):
+        raise ValueError(
+            f"forward returned {type(losses).__name__}; it must return Losses(each), a loss of each sample"
+        )
     size, shape = num_ghost_batches * ghost_batch, tuple(losses.each.shape)
     if shape != (size,) or not num_ghost_batches:
         raise ValueError(
