@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -72,6 +73,16 @@ def noise_of(passes: list[Tensor], sizes: list[int]) -> NoiseEstimate:
     mean = np.average(each, axis=0, weights=sizes)
     trace = float((np.array(sizes) * ((each - mean) ** 2).sum(1)).sum()) / (len(sizes) - 1)
     return NoiseEstimate(trace, float(mean @ mean) - trace / sum(sizes))
+
+
+def weighted_noise_of(sums: Sequence[Tensor], weights: Sequence[float], size: int) -> NoiseEstimate:
+    """The formula of docs/triggers.md for sums of weighted gradients, each over `size` samples of this total weight."""
+    w, total, batch = np.array(weights), sum(weights), size * len(sums)
+    g = torch.stack([*sums]).sum(0).numpy() / total
+    squares = (batch / total) ** 2 * sum(float(each @ each) for each in sums) / size
+    c = batch / total**2 * float(w @ w) / size
+    trace = (squares - c * batch * float(g @ g)) / (len(sums) - c)
+    return NoiseEstimate(trace, float(g @ g) - trace / batch)
 
 
 def assert_close(seen: NoiseEstimate, wanted: NoiseEstimate, rel: float = 1e-9) -> None:

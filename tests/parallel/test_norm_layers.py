@@ -27,7 +27,7 @@ from hvd_batchgrow.verification.tree_digest import tree_digest
 from tests import golden
 from tests.helpers import small_job
 from tests.parallel.test_measured import NOISE, assert_same, job_of, newest, train
-from tests.parallel.test_noise import assert_close, noise_of
+from tests.parallel.test_noise import assert_close, noise_of, weighted_noise_of
 from tests.training import Recorder, StopAfter
 
 GROUP = golden.GROUP
@@ -104,25 +104,22 @@ def plain_copy(model: nn.Module) -> nn.Module:
 
 
 def of_units(
-    model: nn.Module, unit: int, update: int, num_ghost_batches: int, weights: Sequence[float] | None = None
+    model: nn.Module, unit: int, update: int, num_ghost_batches: int, weights: Sequence[float] = ()
 ) -> NoiseEstimate:
     """The estimate from the gradients of the norms' parameters, one autograd call for each unit of `unit` samples."""
     plain = plain_copy(model).double().train()
     kinds = (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
     wanted = [p for module in plain.modules() if isinstance(module, kinds) for p in module.parameters()]
     images, labels = golden.samples(update)
-    each = torch.ones(len(images), dtype=torch.float64) if weights is None else torch.tensor(weights).double()
-    found, sizes = [], []
+    each = torch.tensor(weights).double() if weights else torch.ones(len(images), dtype=torch.float64)
+    sums, totals = [], []
     for first in range(0, num_ghost_batches * GROUP, unit):
         rows = slice(first, first + unit)
         losses = nn.functional.cross_entropy(plain(images[rows]), labels[rows], reduction="none") * each[rows]
-        size = float(each[rows].sum())
-        if size:
-            gradients = torch.autograd.grad(losses.sum() / size, wanted)
-            found.append(torch.cat([gradient.flatten() for gradient in gradients]))
-            sizes.append(size)
-    total = num_ghost_batches * GROUP
-    return noise_of(found, [size * total / sum(sizes) for size in sizes])  # type: ignore[misc]
+        gradients = torch.autograd.grad(losses.sum(), wanted)
+        sums.append(torch.cat([gradient.flatten() for gradient in gradients]))
+        totals.append(float(each[rows].sum()))
+    return weighted_noise_of(sums, totals, unit) if weights else noise_of([s / unit for s in sums], [unit] * len(sums))
 
 
 def unit_of(name: str) -> int:

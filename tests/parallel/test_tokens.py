@@ -27,6 +27,7 @@ from hvd_batchgrow.data.tokens.token_windows import TokenWindows
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.verification.autograd_reference import PlainRun
 from tests.helpers import job_tree
+from tests.parallel.test_noise import weighted_noise_of
 from tests.training import Recorder, StopAfter, digest, make_trainer, newest, train
 
 HERE = "tests.parallel.test_tokens"
@@ -178,7 +179,7 @@ def test_validation_windows_are_evaluated_in_training(ranks: Ranks, tmp_path: Pa
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_the_noise_is_that_of_the_tokens_of_single_windows(ranks: Ranks, tmp_path: Path, exact: bool) -> None:
-    """The first update has the short window. Each pass has one window; the estimate is per mean sample."""
+    """The first update has the short window. Each pass has one window; the estimate is B times that of the update."""
     seed = next(s for s in range(99) if NUM_WINDOWS - 1 in Stream(NUM_WINDOWS, s).ids(0, 4))
     layout = EXACT if exact else {"max_micro_batch": 1}
     logs = {"logs_per_epoch": NUM_WINDOWS, "tensorboard": False}
@@ -188,18 +189,15 @@ def test_the_noise_is_that_of_the_tokens_of_single_windows(ranks: Ranks, tmp_pat
     plain = network(VOCABULARY, double=True)
     plain.load_state_dict(trainer.parts.model.state_dict())
     trainer.run(StopAfter(0, here=False))
-    each, counts = [], []
+    sums, counts = [], []
     for k in Stream(NUM_WINDOWS, seed).ids(0, 4):
         loss, count = mean_loss(plain, np.array([k]))
-        each.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss / count, list(plain.parameters()))]))
+        sums.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(plain.parameters()))]))
         counts.append(count)
     assert sorted(counts) == [REST, CONTEXT, CONTEXT, CONTEXT]
-    weights = torch.tensor(counts, dtype=torch.float64)
-    mean = (weights[:, None] * torch.stack(each)).sum(0) / weights.sum()
-    per_token = float((weights * (torch.stack(each) - mean).square().sum(1)).sum()) / (len(each) - 1)
-    found = recorder.records[0].gradient_noise["all"]
-    assert found.trace == pytest.approx(per_token * len(each) / float(weights.sum()), rel=1e-5)
-    assert found.squared_norm == pytest.approx(float(mean @ mean) - per_token / float(weights.sum()), rel=1e-4)
+    wanted, found = weighted_noise_of(sums, counts, 1), recorder.records[0].gradient_noise["all"]
+    assert found.trace == pytest.approx(wanted.trace, rel=1e-5)
+    assert found.squared_norm == pytest.approx(wanted.squared_norm, rel=1e-4)
     assert recorder.records[-1].gradient_noise["all"].b_simple is not None
 
 
