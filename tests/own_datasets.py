@@ -63,6 +63,22 @@ def pictures(data: DataSection) -> Any:
     return Pictures(NUM_TRAIN, 5, augmented()), Pictures(NUM_TEST, 6, to_floats())
 
 
+def divided(data: DataSection) -> Any:
+    """Divide by torch's global generator, as a user may who forgets the generator."""
+    found = torch.utils.data.random_split(Pictures(NUM_TRAIN, 5, to_floats()), [NUM_TRAIN - 20, 20])
+    for part in found:
+        part.classes = Pictures.classes  # type: ignore[attr-defined]
+    return found
+
+
+def unseeded(data: DataSection) -> Any:
+    """Return rows in an order that differs between processes."""
+    order = np.random.default_rng().permutation(NUM_TRAIN)
+    rows = order[:, None] * np.ones((1, 3), dtype=np.float32)
+    samples = ArrayDataset(rows, order % 3)
+    return Datasets(samples, samples, 3, (0.0,) * 3, (1.0,) * 3)
+
+
 def three_sets(data: DataSection) -> Any:
     return (
         Pictures(NUM_TRAIN, 5, augmented()),

@@ -18,6 +18,7 @@ from hvd_batchgrow.data.datasets.normalization import chunks_of, finite_chunks
 from hvd_batchgrow.data.datasets.plain_values import plain
 from hvd_batchgrow.data.datasets.plausibility import byte_hint, check_layout
 from hvd_batchgrow.data.datasets.targets import check_digits, check_target_values, target_faults
+from hvd_batchgrow.data.order.keyed_generators import restored_generators, sample_words, seed_global_generators
 from hvd_batchgrow.data.samples.keyed_fetch import check_same_again, with_keyed_fetch
 from hvd_batchgrow.data.samples.load_samples import ACCEPTED, load_samples, own_test_faults
 from hvd_batchgrow.import_string import NotFound, find_callable
@@ -46,7 +47,9 @@ def load_own(data: DataSection, seed: int = 0, target: TargetKind | None = "clas
         if not _accepts_section(function):
             example = f"def {data.source.partition(':')[2]}(data): …"
             raise JobError([Fault("data.source", f"{data.source} receives the [data] section: define it as {example}")])
-        source = function(data)
+        with restored_generators():
+            seed_global_generators(_words(seed))  # so that random_split gives every rank the same sets
+            source = function(data)
         if _has_datasets(source):
             return load_samples(source, data, seed, target)
         faults = _array_faults(source)
@@ -63,6 +66,13 @@ def load_own(data: DataSection, seed: int = 0, target: TargetKind | None = "clas
     for part, samples in _sets(checked):
         check_same_again(samples, f"data.source = {data.source!r}, {part}")
     return checked
+
+
+def _words(seed: int) -> list[int]:
+    """Return 4 words of 32 bits that depend on the seed alone."""
+    first = np.zeros(1, dtype=np.int64)
+    words: list[int] = sample_words(seed, first, first)[0].tolist()
+    return words
 
 
 def _accepts_section(function: Callable[..., Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from hvd_batchgrow.comm.ranks import Ranks, SingleRank
+from hvd_batchgrow.comm.ranks import CollectiveError, Ranks, SingleRank
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.job_file import parse_job
+from hvd_batchgrow.train.run.setup import load_together
 from tests.helpers import job_tree
 from tests.own_datasets import NUM_TEST, NUM_TRAIN, NUM_VALIDATION, Pictures, to_floats
 from tests.training import Recorder, StopAfter, digest, newest, train
@@ -44,6 +46,29 @@ def test_random_transforms_train_bit_identically_on_any_ranks(ranks: Ranks, tmp_
     assert digest(trained(job, ranks, tmp_path / "together")) == digest(alone)
     other = job.model_copy(update={"seed": 8})
     assert digest(trained(other, ranks, tmp_path / "other")) != digest(alone)
+
+
+def test_a_function_that_draws_from_global_generators_returns_the_same_sets_to_all_ranks(ranks: Ranks) -> None:
+    job = job_of("divided", data={"num_samples": NUM_TRAIN - 20})
+    source = load_together(job, ranks, lambda *_: None)
+    try:
+        mine = [round(1e6 * float(sample.double().sum())) for sample in source.test.fetch(np.arange(20))]
+        assert ranks.all_gather(mine, "test sums").tolist() == [mine] * ranks.size
+    finally:
+        source.close()
+
+
+def test_ranks_with_other_samples_are_an_error(ranks: Ranks) -> None:
+    """The defect: samples were lost or repeated, and test samples of a rank were trained on by another, silently."""
+    job = job_of("unseeded", model={"name": "dense7", "channels": [4] * 6})
+    if ranks.size == 1:
+        load_together(job, ranks, lambda *_: None)
+        return
+    with pytest.raises(CollectiveError) as caught:
+        load_together(job, ranks, lambda *_: None)
+    if ranks.rank == 1:
+        fault = "has other data than rank 0: the training targets, the training samples, the test targets, the test "
+        assert f"rank 1 on {socket.gethostname()} {fault}" in str(caught.value)
 
 
 def test_workers_do_not_change_the_weights(ranks: Ranks, tmp_path: Path) -> None:

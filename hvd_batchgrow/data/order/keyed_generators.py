@@ -65,13 +65,22 @@ def separate_generators() -> Iterator[None]:
 
     Meanwhile torch computes with one thread, so that sums are bit-identical on any number of cores.
     """
-    of_python, of_numpy, of_torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with restored_generators():
+            yield
     finally:
         torch.set_num_threads(num_threads)
+
+
+@contextmanager
+def restored_generators() -> Iterator[None]:
+    """Restore the global generators of `random`, of NumPy and of torch on the CPU at the end."""
+    of_python, of_numpy, of_torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
         random.setstate(of_python)
         np.random.set_state(of_numpy)
         torch.set_rng_state(of_torch)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 
 import torch
 
@@ -13,6 +15,7 @@ from hvd_batchgrow.config.source_specs import ReportProgress
 from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.pipeline.reader import choose_pipeline
+from hvd_batchgrow.data.sample_summary import differences, sample_summary
 from hvd_batchgrow.messages.errors import Fault, JobError, faults_of
 from hvd_batchgrow.tasks.load_task import target_of
 from hvd_batchgrow.train.arithmetic_settings import check_same_arithmetic
@@ -22,7 +25,7 @@ def load_together(job: Job, ranks: Ranks, report: ReportProgress) -> Datasets:
     """Load the datasets of a job on all ranks; one rank of each host downloads and indexes, and reports its progress.
 
     Raises:
-        CollectiveError: the data is missing or damaged, or no pipeline can read it.
+        CollectiveError: the data is missing or damaged, no pipeline can read it, or a rank has other samples.
     """
 
     def load() -> Datasets:
@@ -35,7 +38,25 @@ def load_together(job: Job, ranks: Ranks, report: ReportProgress) -> Datasets:
         return source
 
     first = ranks.run_on_all(lambda: load() if ranks.local_rank == 0 else None)
-    return ranks.run_on_all(lambda: first or load())
+    source = ranks.run_on_all(lambda: first or load())
+    if ranks.size > 1:
+        _check_same_samples(source, job, ranks)
+    return source
+
+
+def _check_same_samples(source: Datasets, job: Job, ranks: Ranks) -> None:
+    """Check that all ranks have the same sets: otherwise samples are used twice or never, or tested and trained on."""
+    ours = ranks.run_on_all(lambda: sample_summary(source))
+    theirs = json.loads(ranks.broadcast_from_rank0(lambda: json.dumps(ours).encode(), "samples"))
+
+    def check() -> None:
+        if found := differences(ours, theirs):
+            place = f"rank {ranks.rank} on {socket.gethostname()}"
+            remedy = "seed the generators that divide or shuffle the data, and give all hosts the same files"
+            fault = f"{place} has other data than rank 0: {', '.join(found)} differ; {remedy}"
+            raise JobError([Fault("data.source", f"{job.data.source!r}: {fault}")], job.name)
+
+    ranks.run_on_all(check)
 
 
 def prepare_rank(job: Job, ranks: Ranks) -> Placement:
