@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from hvd_batchgrow.comm.ranks import Ranks
     from hvd_batchgrow.observers.console import PlainConsole
     from hvd_batchgrow.train.events import Observer, RunEnded
-    from hvd_batchgrow.train.run.run import RunOptions
 
 _SIGNAL_WAIT_S = 5.0
 """How long a stopped rank waits for SIGTERM. torchrun looks once per second for others that have joined."""
@@ -125,7 +124,7 @@ class TrainCommand(RanksCommand):
                     check_observers(job.logging.observers)  # before the data is loaded
             return job
 
-        def attempt(options: RunOptions) -> RunEnded:
+        def attempt() -> RunEnded:
             with work_progress(console) as report, ExitStack() as stack:
 
                 def observers(job: Job) -> list[Observer]:
@@ -136,7 +135,7 @@ class TrainCommand(RanksCommand):
         def is_over() -> bool:
             return stop.stop_requested or state.num_updates == self.max_updates
 
-        ended = self.train_elastic(ranks, attempt, options, is_over) if ranks.elastic else attempt(options)
+        ended = self.train_elastic(ranks, attempt, is_over) if ranks.elastic else attempt()
         if ranks.rank == 0:
             self.print_end_block(console, ended)
         return ended
@@ -151,28 +150,18 @@ class TrainCommand(RanksCommand):
         except RunError as error:
             console.print(str(error), soft_wrap=True)
 
-    def train_elastic(
-        self,
-        ranks: Ranks,
-        attempt: Callable[[RunOptions], RunEnded],
-        options: RunOptions,
-        is_over: Callable[[], bool],
-    ) -> RunEnded:
+    def train_elastic(self, ranks: Ranks, attempt: Callable[[], RunEnded], is_over: Callable[[], bool]) -> RunEnded:
         """Train one run, with a new attempt after each change of the hosts."""
         from hvd_batchgrow.comm.elastic import ElasticRanks
         from hvd_batchgrow.train.elastic import run_elastic
 
         assert isinstance(ranks, ElasticRanks)
-        resumed = replace(options, resume=True, overwrite=False)
 
         def notify(line: str) -> None:
             if ranks.rank == 0:
                 print(line, file=sys.stderr, flush=True)
 
-        def train(resume: bool) -> RunEnded:
-            return attempt(resumed if resume else options)
-
-        return run_elastic(train, ranks, is_over, notify)
+        return run_elastic(attempt, ranks, is_over, notify)
 
 
 @dataclass(frozen=True)
@@ -192,6 +181,9 @@ class TwinCommand(TrainCommand):
             raise JobError([Fault("--phases", "a comparison needs all phases of both runs")], "command line")
         if self.fork is not None:
             raise JobError([Fault("--fork", "a comparison needs two whole runs: use train --fork")], "command line")
+        if is_elastic(os.environ):  # a rank that joins would begin with the first run
+            fault = "does not run as an elastic job: launch it on fixed ranks"
+            raise JobError([Fault("twin", fault)], "command line")
         with StopRequest(connecting=restarts_ranks(os.environ)) as stop:
             code = self.with_ranks(lambda ranks: self.train_pairs(ranks, stop, overrides), overrides)
             return _after_signal(code, stop)

@@ -23,8 +23,12 @@ class MetricsFile(Observer):
 
     def on_start(self, event: RunStarted) -> None:
         """Keep the records of earlier attempts up to the checkpoint; the rest will be trained again."""
-        start = event.samples
-        self._file = JsonLines(event.folder / "metrics.jsonl", lambda line: start > 0 and line["samples"] <= start)
+        start, repeated = event.samples, event.samples if event.repeats_evaluation else None
+
+        def is_kept(line: Line) -> bool:
+            return start > 0 and line["samples"] <= start and (line["kind"], line["samples"]) != ("eval", repeated)
+
+        self._file = JsonLines(event.folder / "metrics.jsonl", is_kept)
 
     def on_record(self, event: TrainRecord) -> None:
         """Append a training record."""

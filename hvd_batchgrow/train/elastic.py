@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # it imports Horovod
 
 
 def run_elastic(
-    attempt: Callable[[bool], RunEnded], ranks: ElasticRanks, is_over: Callable[[], bool], notify: Callable[[str], None]
+    attempt: Callable[[], RunEnded], ranks: ElasticRanks, is_over: Callable[[], bool], notify: Callable[[str], None]
 ) -> RunEnded:
     """Train to the end, or until the user stops the run, on whatever ranks are available.
 
@@ -25,15 +25,14 @@ def run_elastic(
     first remaining rank, is the one that the next attempt resumes from.
 
     Args:
-        attempt: trains on the current ranks; its argument says whether it must resume the run.
+        attempt: trains on the current ranks; it resumes the run if an earlier attempt has opened its folder.
         ranks: the current ranks.
         is_over: whether the user wants to end the run; otherwise the end of an attempt begins the next one.
         notify: receives a line about each change of the ranks.
     """
-    resume = False
     while True:
         try:
-            ended = attempt(resume)
+            ended = attempt()
             if ended.done or ranks.any(flag=is_over()):
                 return ended
             why = f"hosts have joined or left ({ranks.size} ranks until now)"
@@ -42,7 +41,6 @@ def run_elastic(
         ranks.reform()
         free_device_memory()
         notify(f"{why}: continuing with {ranks.size}")
-        resume = True
 
 
 def free_device_memory() -> None:

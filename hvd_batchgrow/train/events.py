@@ -46,6 +46,8 @@ class RunStarted:
     """Parameter groups of the optimizer, if the job divides the parameters."""
     last_update: UpdateDone | None = None
     """The update that ended at `samples`, if the attempt that did it may have died before recording it."""
+    repeats_evaluation: bool = False
+    """Whether an evaluation at `samples`, if one is due, is done again: an elastic run has lost ranks during it."""
 
 
 @dataclass(frozen=True)

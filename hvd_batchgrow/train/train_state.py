@@ -56,6 +56,8 @@ class TrainState:
         self._parts, job = parts, parts.job
         self.samples = 0
         """The sample counter."""
+        self.unfinished: int | None = None
+        """`Checkpoint.unfinished`."""
         self.num_skipped = 0
         """Number of updates skipped because they were not finite."""
         self.replays = ReplayTally()
@@ -120,7 +122,7 @@ class TrainState:
         keeps_beta2 = self._parts.job.schedule.rule in {"adam", "adam_linear"}
         _load_optimizer(self._parts.optimizer, checkpoint.optimizer, keeps_beta2=keeps_beta2)
         self.samples, self.num_skipped = checkpoint.samples, checkpoint.num_skipped
-        self.replays = ReplayTally(**checkpoint.replays)
+        self.unfinished, self.replays = checkpoint.unfinished, ReplayTally(**checkpoint.replays)
         if self.average:
             self.average.load_state_dict(checkpoint.average)
         engine.load_state_dict(vars(checkpoint))
@@ -148,6 +150,7 @@ class TrainState:
             best=self.best,
             gradient_magnitudes=engine["gradient_magnitudes"],
             replays=asdict(self.replays) if self.replays.passed else {},
+            unfinished=self.unfinished,
         )
 
 

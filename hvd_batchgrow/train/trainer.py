@@ -47,6 +47,7 @@ from hvd_batchgrow.train.parts import TrainingParts
 from hvd_batchgrow.train.precise_bn import reestimate
 from hvd_batchgrow.train.rank_subsets import ranks_of_phase
 from hvd_batchgrow.train.replay_check import ReplayCheck
+from hvd_batchgrow.train.run.plan_for_ranks import plan_to_write
 from hvd_batchgrow.train.run.run_folder import write_plan
 from hvd_batchgrow.train.train_state import TrainState
 from hvd_batchgrow.train.update.engine import UpdateResult
@@ -65,6 +66,7 @@ class Trainer:
         ranks: the processes that train together.
         folder: the run folder, into which rank 0 writes.
         observers: receive the events of the run; empty on all ranks but rank 0.
+        shown: the plan to write, from `plan_for_ranks`; None: `plan`.
         hardware: devices of all ranks, for the observers; None: described as far as this rank knows.
         elastic: what the attempts of an elastic run share; receives the state of this rank if ranks are lost.
         max_updates: stop after this number of updates, counted over these attempts.
@@ -81,6 +83,7 @@ class Trainer:
         folder: Path,
         observers: Sequence[Observer],
         *,
+        shown: Plan | None = None,
         hardware: Hardware | None = None,
         elastic: ElasticState | None = None,
         max_updates: int | None = None,
@@ -88,6 +91,7 @@ class Trainer:
         is_branch: bool = False,
     ) -> None:
         self.parts, self.plan, self.ranks, self.folder = parts, plan, ranks, folder
+        self.shown = shown or plan
         self.job, self.hardware = parts.job, hardware or hardware_of(ranks, parts.device)
         self.observers = ObserverList(observers, folder)
         self.elastic, self.max_updates, self.end_samples = elastic or ElasticState(), max_updates, end_samples
@@ -95,6 +99,8 @@ class Trainer:
         self.rounds: BranchRounds | None = None
         """Trains the branches of this run; None: its trigger trains none."""
         self.state = TrainState(parts)
+        self._before_work: Checkpoint | None = None
+        """The state after the last update, while an elastic run evaluates, decides or re-estimates after it."""
         self.team = ranks
         """The ranks that train the current phase."""
         self.replay_check = ReplayCheck(parts, ranks, self.state, folder)
@@ -116,33 +122,39 @@ class Trainer:
             RunError: a checkpoint cannot be written.
             RanksLost: in an elastic job, ranks were lost; `elastic` then has the state after the last update.
         """
-        stopped, state = False, self.state
         watched = (self.ranks, self.parts.heartbeat, self.job.logging.stall_timeout_s)
-        try:
-            with nullcontext() if self.is_branch else Watchdog(*watched), self.writer:
-                notes = [*notes, *self._restore(checkpoint, replay)]
-                self.observers.notify("on_start", self._started(notes))
-                while state.samples < self._end and not stopped:
-                    count = self.plan.ranks_at(state.samples)[0]
-                    self.parts.heartbeat.at(IDLE if self.ranks.rank >= count else "starting a phase")
-                    with ranks_of_phase(self.ranks, count, state, stop) as phase:
-                        if phase.team:
-                            phase.stopped = self._train(phase.team, stop)
-                    stopped = phase.stopped
-                    self._use(self.ranks)
-                    self._replan()
-        except RanksLost:
-            self._keep_for_next_attempt()
-            raise
+        with nullcontext() if self.is_branch else Watchdog(*watched), self.writer:
+            notes = [*notes, *self._restore(checkpoint, replay)]
+            self.observers.notify("on_start", self._started(notes))
+            try:
+                self._train_phases(stop)
+            except RanksLost:  # before the start, there is nothing to keep that the next attempt does not have
+                self._keep_for_next_attempt()
+                raise
         ended = self._ended(self._end)
         self.observers.notify("on_end", ended)
         return ended
+
+    def _train_phases(self, stop: Stop) -> None:
+        """Train until this attempt ends, each phase on its ranks."""
+        stopped, state = False, self.state
+        while (state.samples < self._end or state.unfinished is not None) and not stopped:
+            count = self.plan.ranks_at(state.samples if state.unfinished is None else state.unfinished)[0]
+            self.parts.heartbeat.at(IDLE if self.ranks.rank >= count else "starting a phase")
+            with ranks_of_phase(self.ranks, count, state, stop) as phase:
+                if phase.team:
+                    phase.stopped = self._train(phase.team, stop)
+            stopped = phase.stopped
+            self._use(self.ranks)
+            self._replan()
 
     def _train(self, team: Ranks, stop: Stop) -> bool:
         """Train until the number of ranks changes or the attempt ends; return whether a stop was requested."""
         self._use(team)
         state, stopped, window = self.state, False, MetricWindow()
         ghost_batches = self._ghost_batches()
+        if state.unfinished is not None:
+            window = self._after_update(state.unfinished, window)
         while not stopped and state.samples < self._end and self.plan.ranks_at(state.samples)[0] == team.size:
             if state.growth.round_at == state.samples:
                 stopped = self._train_branches(stop)
@@ -151,24 +163,48 @@ class Trainer:
             phase, micro_batch = self.plan.schedule.at(before), self.plan.layouts[index].micro_batch
             result = self.update(ghost_batches, phase, micro_batch, stop=self._stop_requested(stop))
             window.add(result, phase.global_batch)
-            stopped, at_boundary = result.stop_requested, state.samples == phase.end_samples
-            # A phase of an adaptive schedule ends after the evaluation that its trigger reads, also in a replay.
-            may_grow = self.job.is_adaptive and state.samples < self.plan.schedule.end_samples
-            if at_boundary and not may_grow and not self.is_branch:
-                reestimate(self.parts, state.samples, micro_batch, team)
-            pauses = may_grow and self._plan_round(before)
-            if stopped or at_boundary or pauses or self._is_due(before, Fraction(1, self.job.logging.logs_per_epoch)):
-                window = self._log(window, index, phase)
-            evaluation = self._evaluate_if_due(before)
-            if may_grow and self._decide_if_due(before, evaluation, at_boundary=at_boundary):
-                # In a replay, a change of the gain ends a phase of the plan, too.
-                window, at_boundary = self._log(window, index, phase), state.samples in self.plan.milestones
-            if may_grow and at_boundary:
-                reestimate(self.parts, state.samples, micro_batch, team)
-                if self.job.model.precise_bn_samples is not None:
-                    state.forget_evaluation()
-            self._save_if_due(before, must_save=stopped or at_boundary or pauses)
+            stopped = result.stop_requested
+            window = self._after_update(before, window, stopped=stopped)
         return stopped
+
+    def _after_update(self, before: int, window: MetricWindow, *, stopped: bool = False) -> MetricWindow:
+        """Do what is due after an update: records, an evaluation, a decision, a re-estimation and a checkpoint.
+
+        If ranks of an elastic run are lost meanwhile, the next attempt does all of it again from the same state.
+
+        Args:
+            before: sample counter before the update.
+            window: of updates whose record has not been sent; without the update, if an earlier attempt did it.
+            stopped: whether a stop was requested.
+
+        Returns:
+            the window of the next update.
+        """
+        state, index = self.state, self.plan.schedule.index_at(before)
+        phase, micro_batch = self.plan.schedule.at(before), self.plan.layouts[index].micro_batch
+        at_boundary = state.samples == phase.end_samples
+        is_due = self._is_due(before, self.job.evaluation.every_epochs) or state.growth.is_due(before, state.samples)
+        if self.ranks.elastic and (at_boundary or is_due):
+            state.unfinished = before
+            self._before_work = host_copy(state.capture())
+        # A phase of an adaptive schedule ends after the evaluation that its trigger reads, also in a replay.
+        may_grow = self.job.is_adaptive and state.samples < self.plan.schedule.end_samples
+        if at_boundary and not may_grow and not self.is_branch:
+            reestimate(self.parts, state.samples, micro_batch, self.team)
+        pauses = may_grow and self._plan_round(before)
+        if stopped or at_boundary or pauses or self._is_due(before, Fraction(1, self.job.logging.logs_per_epoch)):
+            window = self._log(window, index, phase)
+        evaluation = self._evaluate_if_due(before)
+        if may_grow and self._decide_if_due(before, evaluation, at_boundary=at_boundary):
+            # In a replay, a change of the gain ends a phase of the plan, too.
+            window, at_boundary = self._log(window, index, phase), state.samples in self.plan.milestones
+        if may_grow and at_boundary:
+            reestimate(self.parts, state.samples, micro_batch, self.team)
+            if self.job.model.precise_bn_samples is not None:
+                state.forget_evaluation()
+        state.unfinished = self._before_work = None
+        self._save_if_due(before, must_save=stopped or at_boundary or pauses)
+        return window
 
     def _plan_round(self, before: int) -> bool:
         """Return whether the run pauses before its next update to train branches."""
@@ -337,7 +373,7 @@ class Trainer:
         self.plan = compile_plan(self.plan.job, self.plan.num_ranks, self.plan.num_samples, None, decisions)
         self.writer.milestones = self.plan.milestones
         if self.ranks.rank == 0:
-            write_plan(self.folder, self.plan)
+            write_plan(self.folder, plan_to_write(self.plan, self.shown, self.ranks))
 
     def _save_if_due(self, before: int, *, must_save: bool) -> None:
         if must_save or self._is_due(before, self.job.checkpoint.every_epochs):
@@ -357,7 +393,8 @@ class Trainer:
         """After ranks were lost, keep this rank's state after the last complete update."""
         self.parts.engine.changing.restore()  # undo the changes of an incomplete update
         self.observers.notify("on_end", replace(self._ended(self.plan.schedule.end_samples), lost_ranks=True))
-        self.elastic.checkpoint = host_copy(self.state.capture())  # references would keep it on the device
+        # References would keep it on the device.
+        self.elastic.checkpoint = self._before_work or host_copy(self.state.capture())
 
     def _started(self, notes: Sequence[str]) -> RunStarted:
         return RunStarted(
@@ -375,6 +412,7 @@ class Trainer:
             num_frozen=sum(p.numel() for p in self.parts.model.parameters() if not p.requires_grad),
             groups=tuple(group.describe() for group in self.parts.groups) if is_divided(self.job.optim) else (),
             last_update=self.elastic.last_update,
+            repeats_evaluation=self.state.unfinished is not None,
         )
 
     def _ended(self, end_samples: int) -> RunEnded:

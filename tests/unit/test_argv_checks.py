@@ -187,6 +187,13 @@ def test_an_elastic_run_cannot_fork(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "--fork: an elastic job restarts its run" in capsys.readouterr().err
 
 
+def test_an_elastic_run_cannot_have_a_twin(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A rank that joins would begin with the first of the two runs."""
+    monkeypatch.setenv("HOROVOD_ELASTIC", "1")
+    assert main(["twin", "job.toml"]) == 2
+    assert "twin: does not run as an elastic job: launch it on fixed ranks" in capsys.readouterr().err
+
+
 def test_characters_that_a_terminal_cannot_encode_are_escaped(monkeypatch: pytest.MonkeyPatch, job: str) -> None:
     """Paths are bytes, and a terminal's encoding may lack the characters of a table."""
     monkeypatch.setenv("COLUMNS", "9" * 5000)

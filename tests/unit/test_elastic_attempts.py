@@ -6,19 +6,28 @@ import gc
 import json
 import sys
 import weakref
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tomli_w
 import torch
 
 from hvd_batchgrow.cli import main
+from hvd_batchgrow.comm.broadcast_object import map_state
 from hvd_batchgrow.comm.devices import Placement, take_device
 from hvd_batchgrow.comm.ranks import RanksLost, SingleRank
+from hvd_batchgrow.train.checkpoints.checkpoint import newest_good
 from hvd_batchgrow.train.checkpoints.elastic_state import ElasticState
 from hvd_batchgrow.train.parts import TrainingParts
+from hvd_batchgrow.train.run.run import RunOptions, _has_checkpoint
+from hvd_batchgrow.train.train_state import TrainState
 from hvd_batchgrow.train.trainer import Trainer
 from hvd_batchgrow.verification.audit import read_consumed
+from tests.helpers import job_tree, measured_tree
 
 
 class Changing(SingleRank):
@@ -37,6 +46,64 @@ class Changing(SingleRank):
 
     def reform(self) -> None:
         self.attempts, self._checks = self.attempts + 1, 0
+
+
+def final_state(name: str) -> tuple[object, ...]:
+    """Return the last checkpoint of a run as plain values, without its time; its evaluations and kept best weights."""
+    checkpoint = newest_good(Path("runs", name, "checkpoints"))[0]
+    assert checkpoint is not None
+    lines = map(json.loads, Path("runs", name, "metrics.jsonl").read_text().splitlines())
+    state = map_state(torch.Tensor.tolist, vars(replace(checkpoint, elapsed_s=0.0)))
+    bests = sorted(path.name for path in Path("runs", name, "checkpoints").glob("best-*"))
+    return state, [line for line in lines if line["kind"] == "eval"], bests
+
+
+def assert_equal_runs() -> None:
+    """The run `small` has ended as `undisturbed` has, which lost no rank."""
+    assert final_state("small") == final_state("undisturbed")
+
+
+class Losing(SingleRank):
+    """Ranks are lost once, in a call of a collective: the first one is 1."""
+
+    elastic = True
+
+    def __init__(self, collective: str = "", call: int = 0) -> None:
+        self.lose_in, self.calls, self.attempts = (collective, call), Counter[str](), 1
+
+    def start_all_reduce(self, tensor: torch.Tensor, name: str) -> None:
+        self.calls[name] += 1
+        if (name, self.calls[name]) == self.lose_in and self.attempts == 1:
+            raise RanksLost
+
+    def broadcast_from_rank0(self, produce: Callable[[], bytes], name: str) -> bytes:
+        message = super().broadcast_from_rank0(produce, name)
+        self.start_all_reduce(torch.zeros(1), name)  # rank 0 may know the message already
+        return message
+
+    def reform(self) -> None:
+        self.attempts += 1
+
+
+def train(monkeypatch: pytest.MonkeyPatch, ranks: SingleRank, *arguments: str) -> int:
+    """Run `train` as an elastic job on these ranks."""
+    monkeypatch.setitem(sys.modules, "hvd_batchgrow.comm.elastic", SimpleNamespace(ElasticRanks=type(ranks)))
+    monkeypatch.setattr("hvd_batchgrow.comm.backend.connect", lambda *_: ranks)
+    return main(["train", *arguments])
+
+
+def assert_unaffected(monkeypatch: pytest.MonkeyPatch, job: str, collective: str, call: int) -> None:
+    """Ranks that are lost in a call of a collective change neither the last checkpoint nor the evaluations."""
+    assert train(monkeypatch, Losing(), job, "--name", "undisturbed") == 0
+    ranks = Losing(collective, call)
+
+    def agree(*_: object) -> None:
+        ranks.start_all_reduce(torch.zeros(1), "agreement")
+
+    monkeypatch.setattr("hvd_batchgrow.train.trainer.check_agreement", agree)  # one rank agrees with itself
+    assert train(monkeypatch, ranks, job) == 0
+    assert ranks.attempts == 2, ranks.calls
+    assert_equal_runs()
 
 
 @pytest.mark.slow
@@ -103,3 +170,101 @@ def test_each_attempt_agrees_on_devices_and_keeps_no_tensor_of_the_one_before(
     assert len(agreed) == len(networks) == 5
     assert alive == [[False] * attempt for attempt in range(5)]
     assert len(kept) == 1
+
+
+@pytest.mark.slow
+def test_ranks_lost_while_an_attempt_starts(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first attempt loses ranks before its start, so it keeps no state."""
+    assert train(monkeypatch, Losing(), job, "--name", "undisturbed") == 0
+    begin, states = TrainState.begin, list[TrainState]()
+
+    def lose(state: TrainState, *arguments: object) -> None:
+        states.append(state)
+        if len(states) == 1:
+            raise RanksLost
+        begin(state, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(TrainState, "begin", lose)
+    assert train(monkeypatch, ranks := Losing(), job) == 0
+    assert (ranks.attempts, len(states)) == (2, 2)
+    assert_equal_runs()
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_every_rank_votes_on_the_checkpoint_whatever_its_options(tmp_path: Path, resume: bool) -> None:
+    """Ranks that have lost others must resume; a rank that joins has the options of its command."""
+    ranks = Losing()
+    assert not _has_checkpoint(tmp_path, RunOptions(tmp_path, resume=resume), ElasticState(), ranks)
+    assert ranks.calls == {"any": 1}
+
+
+def test_a_rank_that_joins_accepts_the_checkpoint_of_rank_0(tmp_path: Path) -> None:
+    class Joining(Losing):
+        rank, size = 1, 2
+
+        def start_all_reduce(self, tensor: torch.Tensor, name: str) -> None:
+            assert tensor.tolist() == [0]
+            tensor.fill_(1)  # rank 0 has a checkpoint
+
+    assert _has_checkpoint(tmp_path, RunOptions(tmp_path), ElasticState(), Joining())
+
+
+@pytest.mark.slow
+def test_ranks_lost_before_the_folder_is_open_do_not_continue_another_run(
+    job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(monkeypatch, Losing(), job, "--max-updates", "2") == 75
+    assert train(monkeypatch, ranks := Losing("cores", 1), job) == 1
+    assert ranks.attempts == 2
+    assert "runs/small holds a run already" in capsys.readouterr().err
+    assert train(monkeypatch, ranks := Losing("cores", 1), job, "--overwrite", "--max-updates", "3") == 75
+    assert ranks.attempts == 2
+    assert read_consumed(Path("runs/small")).bounds.tolist() == [0, 16, 32, 48]
+    (attempt,) = json.loads(Path("runs/small/record.json").read_text())["attempts"]
+    assert attempt["start_samples"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("collective", "call", "sections"),
+    [
+        ("evaluation", 2, {}),  # of the final state
+        ("running statistics", 4, {"model": {"precise_bn_samples": 64}}),
+        ("evaluation", 3, {"checkpoint": {"keep_best": "val/loss"}, "data": {"validation_fraction": 0.2}}),
+        ("agreement", 3, {"checkpoint": {"keep_best": "val/loss"}, "data": {"validation_fraction": 0.2}}),
+    ],
+)
+def test_ranks_lost_after_an_update_lose_nothing_that_follows_it(
+    job: str, monkeypatch: pytest.MonkeyPatch, collective: str, call: int, sections: dict[str, dict[str, object]]
+) -> None:
+    """Before, what was due after the update was skipped, because the next attempt began with the next update."""
+    Path(job).write_text(tomli_w.dumps(job_tree("data", **sections, evaluation={"every_epochs": 0.4})))
+    assert_unaffected(monkeypatch, job, collective, call)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("collective", "call"), [("evaluation", 3), ("running statistics", 1), ("decision", 5)])
+def test_ranks_lost_at_a_decision_change_no_decision(
+    job: str, monkeypatch: pytest.MonkeyPatch, collective: str, call: int
+) -> None:
+    """The decision restores the best weights, and the statistics are estimated again after it."""
+    trigger = {"name": "plateau", "metric": "loss", "patience_epochs": 0.3, "restore_best": True}
+    sections = {"evaluation": {"every_epochs": 0.3}, "model": {"precise_bn_samples": 64}}
+    Path(job).write_text(tomli_w.dumps(measured_tree("data", trigger, **sections)))
+    assert_unaffected(monkeypatch, job, collective, call)
+    decisions = map(json.loads, Path("runs/small/decisions.jsonl").read_text().splitlines())
+    assert any(decision.get("restore_samples") for decision in decisions)
+
+
+@pytest.mark.slow
+def test_plan_json_has_the_ranks_of_the_job_file_after_a_decision(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """discover-hosts.sh reads from it how many ranks the job can use, whatever number trains it."""
+    layout = {"max_micro_batch": 8, "threads_per_rank": 1, "grow_by": "ranks", "max_ranks": 3}
+    Path(job).write_text(tomli_w.dumps(measured_tree("data", {"name": "norm_test"}, layout=layout)))
+    for resume in ((), ("--resume", "auto")):
+        assert train(monkeypatch, Losing(), job, *resume) == 0
+        shown = json.loads(Path("runs/small/plan.json").read_text())
+        phases = {phase["global_batch"]: phase["ranks"] for phase in shown["phases"]}
+        assert phases == {batch: 2 if batch // 8 % 3 else 3 for batch in phases}  # ghost batches of 8 in equal shares
+        assert (phases[16], phases[96]) == (2, 3)
+        assert shown["job_file"]["layout"]["grow_by"] == "ranks"

@@ -19,7 +19,7 @@ from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.messages.errors import ExitCode, JobError, RunError
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train.liveness.stop import StopRequest
-from hvd_batchgrow.train.run.plan_for_ranks import plan_for_ranks
+from hvd_batchgrow.train.run.plan_for_ranks import plan_for_ranks, plan_to_write
 from hvd_batchgrow.train.run.restart import is_restart, notes_on_restarts
 from hvd_batchgrow.train.run.run_lock import RunLock
 from hvd_batchgrow.train.update.engine import UpdateEngine
@@ -179,8 +179,9 @@ def test_sigterm_ends_a_rank_that_is_not_connected_yet(connecting: bool, code: i
 def ranks_of(num_ranks: int, **layout: Any) -> list[int]:
     """The ranks of each phase: of 2, 6, 12 and 12 ghost batches of 8, with micro-batches of at most 16."""
     job = small_job(layout=layout)
-    plan, shown = plan_for_ranks(job, Restarting(num_ranks))
+    plan, shown = plan_for_ranks(job, ranks := Restarting(num_ranks))
     assert shown.job == job
+    assert plan_to_write(plan, shown, ranks) == shown
     assert plan.num_ranks <= num_ranks
     assert [phase.global_batch for phase in plan.schedule.phases] == [16, 48, 96, 96]
     assert shown.layouts == plan.layouts
@@ -201,6 +202,26 @@ def test_any_number_of_ranks_has_a_plan() -> None:
 def test_an_adaptive_job_uses_the_ranks_that_its_first_batch_can() -> None:
     plan, _ = plan_for_ranks(measured_job({"name": "norm_test"}), Restarting(5))
     assert {layout.ranks for layout in plan.layouts} == {2}
+
+
+class Elastic(Restarting):
+    restarts, elastic = False, True
+
+
+@pytest.mark.parametrize("launch", [Restarting, Elastic])
+def test_one_rank_measures_gradients_in_two_micro_batches(launch: type[Restarting]) -> None:
+    """A batch of 16 is one micro-batch on one rank: two gradients need micro-batches of 8."""
+    job = measured_job({"name": "norm_test"}, layout={"max_micro_batch": 16})
+    plan, shown = plan_for_ranks(job, ranks := launch(1))
+    assert shown.job == job
+    assert plan_to_write(plan, shown, ranks) == shown
+    assert (plan.layouts[0].ranks, plan.layouts[0].micro_batch, plan.layouts[0].accumulation) == (1, 8, 2)
+    plan, _ = plan_for_ranks(job, launch(2))
+    assert (plan.layouts[0].ranks, plan.layouts[0].micro_batch) == (2, 8)
+    with pytest.raises(JobError, match="use 8, or 2 ranks"):
+        plan_for_ranks(job, SingleRank())
+    with pytest.raises(JobError, match="8 is one ghost batch, so an update has one gradient"):
+        plan_for_ranks(measured_job({"name": "norm_test"}, schedule={"global_batch": 8}), launch(1))
 
 
 @pytest.mark.parametrize(
@@ -246,11 +267,9 @@ def test_a_lock_that_is_released_meanwhile_is_taken(tmp_path: Path) -> None:
 def test_a_job_whose_trigger_needs_two_micro_batches_has_a_plan_for_more_ranks_than_ghost_batches() -> None:
     trigger = {"name": "norm_test", "theta": 0.5, "first_decision_epoch": 0.0}
     job = measured_job(trigger, layout={"max_micro_batch": 16})
-    for launched, used in ((2, 2), (3, 2), (4, 2)):
+    for launched, used in ((1, 1), (2, 2), (3, 2), (4, 2)):
         plan, _ = plan_for_ranks(job, Restarting(launched))
         assert plan.peak_ranks == used
-    with pytest.raises(JobError, match="max_micro_batch"):
-        plan_for_ranks(job, Restarting(1))
 
 
 def test_a_start_that_was_killed_before_its_record_is_not_a_run(job: str) -> None:

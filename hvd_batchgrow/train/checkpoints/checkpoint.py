@@ -53,6 +53,9 @@ class Checkpoint:
     """`GradientBuckets.magnitudes`; empty without exact mode."""
     replays: dict[str, Any] = field(default_factory=dict)
     """`ReplayTally` of the run; empty before the first passed check."""
+    unfinished: int | None = None
+    """Sample counter before the last update, if an elastic run lost ranks before the evaluation, decision or
+    re-estimation that follows it was finished; a resume does all of them again. None: nothing is left to do."""
 
     def to_bytes(self) -> bytes:
         """Return the content of the file; see `write_to`."""

@@ -19,6 +19,8 @@ class ElasticState:
     """The update that led to that state: rank 0 may have been lost before it recorded it."""
     num_updates: int = 0
     """Number of updates that this rank has taken part in, over all attempts."""
+    has_opened: bool = False
+    """Whether an attempt has opened the run folder: the next one resumes the run, and removes nothing."""
 
     def write_if_newer(self, folder: Path) -> None:
         """Write the state as a checkpoint unless the run has one as new; only rank 0 calls it.

@@ -97,6 +97,8 @@ class _Contents(_Strict):
     """Checkpoints of version 0.1.0 lack it."""
     replays: _Replays | _Empty = {}
     """Checkpoints of version 0.1.0 lack it."""
+    unfinished: NonNegativeInt | None = None
+    """Checkpoints of version 0.1.0 lack it."""
 
 
 def check_contents(values: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +11,10 @@ from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.source_checks import known_num_samples
 from hvd_batchgrow.messages.errors import Fault, JobError, faults_of
 from hvd_batchgrow.messages.wording import counted
-from hvd_batchgrow.schedule.adaptive.decisions import check_replay
+from hvd_batchgrow.schedule.adaptive.decisions import Decision, check_replay
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.policy import compile_stages
+from hvd_batchgrow.schedule.rounding import half_up
 from hvd_batchgrow.schedule.stages import make_start
 from hvd_batchgrow.train.run.phase_range import check_width
 from hvd_batchgrow.train.update.gradients import check_wire_type, wire_type_of
@@ -23,7 +25,8 @@ def plan_for_ranks(
 ) -> tuple[Plan, Plan]:
     """Return the plan for these ranks, and the plan to write; an elastic job's is for the most ranks it may use.
 
-    If ranks may join or leave, there is a plan for any number of them.
+    If ranks may join or leave, there is a plan for any number of them; only a trigger that measures gradients needs
+    more than one ghost batch.
 
     Args:
         job: the job.
@@ -47,8 +50,9 @@ def plan_for_ranks(
         plan = _plan_for_any_ranks(job, ranks.size, num_samples)
         shown = replace(plan, job=job)  # the run keeps the job as the user wrote it
     else:
-        shown = compile_plan(job, most_ranks, num_samples)
-        plan = compile_plan(_for_any_ranks(job), ranks.size, num_samples) if ranks.elastic else shown
+        compiled = _measurable_plan if ranks.elastic else compile_plan
+        shown = replace(compiled(job, most_ranks, num_samples), job=job)
+        plan = _flexible_plan(job, ranks.size, num_samples) if ranks.elastic else shown
     if phases is not None:
         check_width(plan, phases, ranks.size)
         return plan, shown
@@ -62,6 +66,20 @@ def plan_for_ranks(
     return plan, shown
 
 
+def plan_to_write(plan: Plan, shown: Plan, ranks: Ranks) -> Plan:
+    """Return the plan to write after decisions.
+
+    Args:
+        plan: for these ranks, with the decisions.
+        shown: the plan to write without them, from `plan_for_ranks`.
+        ranks: the launched ranks.
+    """
+    if ranks.elastic:
+        written = _measurable_plan(shown.job, shown.num_ranks, plan.num_samples, plan.decisions)
+        return replace(written, job=shown.job)
+    return replace(plan, job=shown.job)
+
+
 def _plan_for_any_ranks(job: Job, num_ranks: int, num_samples: int) -> Plan:
     """Return the plan of the job's layout if these ranks can train it; otherwise one in which shares may be unequal.
 
@@ -70,10 +88,9 @@ def _plan_for_any_ranks(job: Job, num_ranks: int, num_samples: int) -> Plan:
     Raises:
         JobError: the job cannot be planned on any number of ranks.
     """
-    flexible = _for_any_ranks(job)
-    for candidate in (job, flexible):
+    for compiled in (compile_plan, _flexible_plan):
         try:
-            plan = compile_plan(candidate, num_ranks, num_samples)
+            plan = compiled(job, num_ranks, num_samples)
         except JobError as error:
             # Gradients cannot be measured in one micro-batch on one rank: `layout.max_micro_batch`.
             if {path for fault in error.faults if (path := fault.path).startswith("layout.")} - {
@@ -86,9 +103,32 @@ def _plan_for_any_ranks(job: Job, num_ranks: int, num_samples: int) -> Plan:
     stages, _ = compile_stages(job, make_start(job, num_samples))
     usable = [min(num_ranks, stage.global_batch // job.model.ghost_batch) for stage in stages]
     if job.is_adaptive or min(usable) == num_ranks:  # later batches of an adaptive schedule are not known
-        return compile_plan(flexible, min(usable), num_samples)
-    layout = flexible.layout.grown_by("ranks", ranks_per_phase=tuple(usable))
+        return _flexible_plan(job, min(usable), num_samples)
+    layout = _for_any_ranks(job).layout.grown_by("ranks", ranks_per_phase=tuple(usable))
     return compile_plan(job.model_copy(update={"layout": layout}), num_ranks, num_samples)
+
+
+def _flexible_plan(job: Job, num_ranks: int, num_samples: int) -> Plan:
+    """Return the plan of `_for_any_ranks`."""
+    return _measurable_plan(_for_any_ranks(job), num_ranks, num_samples)
+
+
+def _measurable_plan(job: Job, num_ranks: int, num_samples: int, decisions: Sequence[Decision] = ()) -> Plan:
+    """Return the plan of a job; if its trigger needs two gradients and one rank has one, in smaller micro-batches.
+
+    Raises:
+        JobError: the job cannot be planned.
+    """
+    try:
+        return compile_plan(job, num_ranks, num_samples, None, decisions)
+    except JobError as error:
+        ghost_batch = job.model.ghost_batch
+        half = half_up(job.schedule.enlarged_batch) // 2 // ghost_batch * ghost_batch
+        paths = {fault.path for fault in error.faults}
+        if paths != {"layout.max_micro_batch"} or not 0 < half < job.micro_batch_limit:
+            raise
+    layout = job.layout.model_copy(update={"max_micro_batch": half})
+    return compile_plan(job.model_copy(update={"layout": layout}), num_ranks, num_samples, None, decisions)
 
 
 def _for_any_ranks(job: Job) -> Job:

@@ -157,6 +157,7 @@ def _train_in_folder(
             ranks,
             folder,
             observers,
+            shown=shown,
             hardware=resources.hardware,
             elastic=elastic,
             max_updates=options.max_updates,
@@ -186,14 +187,16 @@ def _open(
         ranks: all ranks call this together.
         options: what to do with a run that exists.
         resources: of this rank.
-        elastic: its checkpoint is written to the folder, if it is newer.
+        elastic: its checkpoint is written to the folder, if it is newer. If it says that an earlier attempt has opened
+            the folder, this one resumes the run.
         parent: see `_train_in_folder`.
 
     Returns:
         the parts; the checkpoint to resume from, None: start from the beginning; and notes for the user.
     """
     job, source, agents = plan.job, resources.source, agents_of(ranks)
-    if agents and parent is None and ranks.any(flag=ranks.rank == 0 and is_restart(folder, agents)):
+    continues = ranks.rank == 0 and (elastic.has_opened or is_restart(folder, agents))
+    if (agents or ranks.elastic) and parent is None and ranks.any(flag=continues):
         options = replace(options, resume=True, overwrite=False, fork_from=None)
     # Before the folder is opened: if the network cannot be built, --overwrite must not remove the old run.
     pretrained = job.model.pretrained is not None and not _has_checkpoint(folder, options, elastic, ranks)
@@ -215,6 +218,7 @@ def _open(
         schema=ranks.run_on_rank0(lambda: {**fingerprint(source), **source.schema}),
         description=ranks.run_on_all(lambda: describe_model(job, source)),
         agents=agents,
+        elastic=elastic,
     )
     if ranks.rank == 0:
         stack.enter_context(error_recorded(folder))
@@ -267,6 +271,10 @@ def _train_branch(
 
 
 def _has_checkpoint(folder: Path, options: RunOptions, elastic: ElasticState, ranks: Ranks) -> bool:
-    """Return whether the run continues from a checkpoint, or ends with an error because no checkpoint is good."""
+    """Return whether the run continues from a checkpoint, or ends with an error because no checkpoint is good.
+
+    All ranks call it together; rank 0's options and files count.
+    """
     found = bool(checkpoint_paths(folder / "checkpoints")) or elastic.checkpoint is not None
-    return bool(options.fork or options.fork_from) or (options.resume and ranks.any(flag=ranks.rank == 0 and found))
+    continues = bool(options.fork or options.fork_from) or (options.resume and found)
+    return ranks.any(flag=ranks.rank == 0 and continues)  # a rank that joins an elastic job has other options

@@ -62,6 +62,7 @@ def open_run(
     schema: Mapping[str, Any] | None = None,
     description: ModelDescription | None = None,
     agents: Sequence[str] = (),
+    elastic: ElasticState | None = None,
 ) -> tuple[Checkpoint | None, list[str]]:
     """Prepare a run folder on rank 0, and return the checkpoint to resume from on all ranks.
 
@@ -80,6 +81,7 @@ def open_run(
             different one.
         description: saved in `model.json`.
         agents: the torchrun processes of these ranks, saved in `record.json`; see `is_restart`.
+        elastic: is informed that the folder is open; None: this is the only attempt.
 
     Returns:
         the checkpoint, or None to start from the beginning; and notes for the user.
@@ -89,6 +91,7 @@ def open_run(
             damaged; settings that affect the weights have changed; or the run cannot be forked.
     """
     notes: list[str] = []
+    state = elastic or ElasticState()
     records = _records(job, plan, description)
 
     def check_on_data(checkpoint: Checkpoint) -> None:
@@ -108,11 +111,14 @@ def open_run(
             start: dict[str, Any] = {"start_samples": checkpoint.samples if checkpoint else 0}
             start |= {"agents": list(agents)} if agents else {}
             _write_records(folder, records, _record(ranks, hardware) | start, notes, kept)
+            state.has_opened = True  # here too, because ranks may be lost before all of them have agreed
         except OSError as error:
             raise unwritable(error.filename or folder, error) from None
         return checkpoint
 
-    return broadcast_checkpoint(ranks, ranks.run_on_rank0(prepare)), notes
+    checkpoint = ranks.run_on_rank0(prepare)
+    state.has_opened = True
+    return broadcast_checkpoint(ranks, checkpoint), notes
 
 
 @contextmanager
