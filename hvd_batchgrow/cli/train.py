@@ -279,7 +279,7 @@ def _refuse_existing(folders: Sequence[Path]) -> None:
 def _is_finished(folder: Path, ranks: Ranks, load: Callable[[], Job]) -> bool:
     """Return whether a folder holds the finished run of a job; equal on all ranks, and rank 0 reports it."""
     from hvd_batchgrow.results.confounds import changed_keys
-    from hvd_batchgrow.results.run_files import RunFiles
+    from hvd_batchgrow.results.run_files import RunFiles, error_of
     from hvd_batchgrow.train.checkpoints.checkpoint import checkpoint_samples
 
     def find() -> bool:
@@ -287,6 +287,8 @@ def _is_finished(folder: Path, ranks: Ranks, load: Callable[[], Job]) -> bool:
             run = RunFiles.read(folder)
         except RunError:
             return False  # not trained yet, or damaged; training reports damage
+        if error_of(run.attempts):
+            return False  # such as an evaluation at the end that failed
         # The record may be ahead of the last checkpoint, if the process was killed between them.
         if not run.is_finished or checkpoint_samples(folder / "checkpoints") != run.samples:
             return False

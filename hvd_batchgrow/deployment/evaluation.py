@@ -34,11 +34,12 @@ from hvd_batchgrow.train.run.run_folder import recorded_data
 from hvd_batchgrow.train.train_state import TrainState
 from hvd_batchgrow.verification.tree_digest import tree_digest
 
-_LOCATING = (
-    *("source", "root", "train", "test", "token_dtype"),
-    *("label", "header", "separator", "decimal", "on_bad_sample", "pipeline"),
-)
-"""Keys of `[data]` that other data may change. All others belong to the network."""
+_LOCATING = ("source", "root", "train", "test")
+"""Keys of `[data]` that lead to other data."""
+_READING = ("token_dtype", "label", "header", "separator", "decimal", "on_bad_sample", "pipeline")
+"""Keys of `[data]` that change how data is read. All other keys belong to the network."""
+_TEST_ALONE = frozenset({"csv", "parquet", "image_folder"})
+"""Sources of which other data needs only a test set."""
 _MEANING = ("task", "classes", "inputs", "preprocessing", "table")
 
 
@@ -76,7 +77,7 @@ def evaluate_run(
         run: a run folder.
         checkpoint: one of its checkpoints; None: its newest good one.
         device: auto: a GPU if one is visible.
-        overrides: dotted keys of `[data]` that lead to other data; without any, the run's test set is used.
+        overrides: dotted keys of `[data]`. Unless one of them leads to other data, the run's test set is used.
         report: called with the progress of indexing and parsing.
 
     Raises:
@@ -87,8 +88,9 @@ def evaluate_run(
     state, notes = read_checkpoint(run, checkpoint)
     job = job_for_inference(_with_data(description.job, overrides, run), device)
     place = inference_device(job)
-    source = _other_data(job, description, report) if overrides else _own_data(job, description, run, report)
-    notes += source.notes if overrides else ()
+    is_other = _leads_to_other_data(overrides)
+    source = _other_data(job, description, report) if is_other else _own_data(job, description, run, report)
+    notes += source.notes if is_other else ()
     parts = TrainingParts(job, source, SingleRank(), place, pretrained=False)
     check_model_fits(state, parts.model, run)
     trained = TrainState(parts)
@@ -101,14 +103,22 @@ def evaluate_run(
     return RunEvaluation(run, found, len(source.test), tree_digest(state.model), notes)
 
 
+def _leads_to_other_data(overrides: Mapping[str, Any]) -> bool:
+    return any(f"data.{key}" in overrides for key in _LOCATING)
+
+
 def _with_data(tree: Mapping[str, Any], overrides: Mapping[str, Any], run: Path) -> Job:
-    allowed = {f"data.{key}" for key in _LOCATING}
+    allowed = {f"data.{key}" for key in (*_LOCATING, *_READING)}
     if others := [key for key in overrides if key not in allowed]:
         fault = f"belongs to the training of the network; evaluate changes only {', '.join(sorted(allowed))}"
         raise JobError([Fault(key, fault) for key in others], "command line")
+    reads_test_alone = overrides.get("data.source", tree["data"]["source"]) in _TEST_ALONE
+    if reads_test_alone and "data.train" in overrides:
+        fault = "is not read: evaluate reads only the test set of this source; name the other data with data.test"
+        raise JobError([Fault("data.train", fault)], "command line")
     changed = {key.partition(".")[2]: value for key, value in overrides.items()}
     data = {**tree["data"], **changed}
-    if overrides and data["source"] in {"csv", "parquet", "image_folder"}:
+    if _leads_to_other_data(overrides) and reads_test_alone:
         data["test_fraction"] = 0.0  # other files are not split
     return parse_job({**tree, "data": data}, str(run / FILE))
 

@@ -57,6 +57,11 @@ def metric_texts(metrics: Mapping[str, float]) -> list[str]:
     ]
 
 
+def result_text(metric: str, value: float | None) -> str:
+    """Return a result with its name: `accuracy 91.35 %`; for None, `accuracy not finite`."""
+    return f"{metric_name(metric)} not finite" if value is None else metric_texts({metric: value})[0]
+
+
 def difference_scale(metric: str) -> tuple[float, str]:
     """Return the factor and unit for differences of a metric: 100 and `points` for accuracy."""
     return (100.0, "points") if metric.removeprefix("average_") == "top1" else (1.0, "")

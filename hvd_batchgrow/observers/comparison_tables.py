@@ -94,16 +94,16 @@ def _statistics(found: Comparison) -> Iterator[str]:
 def _curves(found: Comparison) -> Iterator[str]:
     if (curves := found.curves) is None:
         return
-    epoch, largest = curves.largest
-    what = f"{curves.dataset} {metric_name(curves.metric)} by epoch"
-    yield (
-        f"{what}: {found.amount(curves.mean)} apart on average, at most {found.signed(largest)} at epoch {epoch:.1f}"
-    )
+    place, largest = curves.largest
+    what = f"{curves.dataset} {metric_name(curves.metric)} by {curves.axis}"
+    where = f"{curves.axis} {curves.place_text(place)}"
+    yield f"{what}: {found.amount(curves.mean)} apart on average, at most {found.signed(largest)} at {where}"
     if found.margin is None:
         return
-    stretches = [f"{a:.1f}" if a == b else f"{a:.1f} to {b:.1f}" for a, b in curves.apart(found.margin)]
+    ends = [dict.fromkeys(map(curves.place_text, both)) for both in curves.apart(found.margin)]
+    stretches = [" to ".join(both) for both in ends]
     far = f"more than {found.limit} apart"
-    yield f"{far} at epoch {', '.join(stretches)}" if stretches else f"never {far}"
+    yield f"{far} at {curves.axis} {', '.join(stretches)}" if stretches else f"never {far}"
 
 
 def _cautions(found: Comparison) -> list[str]:

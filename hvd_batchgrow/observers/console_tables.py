@@ -11,7 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.messages.wording import counted, metric_name, metric_texts, short_time
+from hvd_batchgrow.messages.wording import counted, metric_name, result_text, short_time
 from hvd_batchgrow.observers.console import PlainConsole
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan
@@ -181,8 +181,8 @@ def runs_table(runs: Sequence[RunSummary]) -> Table:
     for column in (*table.columns[:3], table.columns[-1]):
         column.justify = "left"
     for run in runs:
-        values = ({run.metric: value} if value is not None else {} for value in (run.last, run.best))
-        result, best = ("".join(metric_texts(value)) for value in values)
+        result = "" if run.last_dataset is None else _of_set(result_text(run.metric, run.last), run.last_dataset)
+        best = "" if run.best is None else _of_set(result_text(run.metric, run.best), run.best_dataset)
         table.add_row(
             *(run.folder.name, shorten(run.state_text, 48, placeholder="…"), run.policy),
             f"{run.epoch:.1f} / {run.epochs:.1f}",
@@ -201,8 +201,12 @@ def _result(evaluation: Evaluation | None, metric: str) -> str:
     if evaluation is None:
         return "none"
     value = evaluation.named()[metric]
-    text = f"{100 * value:.2f} %" if metric == "top1" else f"{value:.4g}"
-    return text + (" (validation)" if evaluation.dataset == "validation" else "")
+    return _of_set(f"{100 * value:.2f} %" if metric == "top1" else f"{value:.4g}", evaluation.dataset)
+
+
+def _of_set(text: str, dataset: str) -> str:
+    """Return a result with the name of its set, unless that is the test set."""
+    return text if dataset == "test" else f"{text} ({dataset})"
 
 
 def audit_table(result: Audit) -> Table:

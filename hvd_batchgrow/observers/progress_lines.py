@@ -46,7 +46,8 @@ def progress_line(view: LiveView) -> str:
     assert view.record is not None
     record = view.record
     text = _record_text(record, record.loss, record.samples_per_s)
-    return f"{100 * view.run_share:.1f} %: epoch {record.epoch:.2f}, {text}; {_left(view)}"
+    line = f"{100 * view.run_share:.1f} %: epoch {record.epoch:.2f}, {text}"
+    return "; ".join(filter(None, (line, _left(view))))
 
 
 def _left(view: LiveView) -> str:

@@ -134,7 +134,8 @@ class Watcher:
             self._held_at_s = now
         if holder.state in ("held", "unsure") or self.follower.state is None:
             return None
-        if self.follower.is_finished:
+        error = self.follower.error()
+        if self.follower.is_finished and not error:
             self._close()
             self.console.paragraph(f"{self._name}: finished")
             print_end_block(self.console, RunFiles.read(self.follower.folder))
@@ -147,7 +148,6 @@ class Watcher:
         if holder.state == "silent":
             why = f"{holder.name} has not renewed its lock for {time_text(FRESH_S)}, so it was probably killed"
         where = f"epoch {view.epoch:.2f} of {view.plan.end_samples / view.plan.num_samples:.2f}"
-        error = self.follower.error()
         state, why = ("failed", error) if error else ("stopped", why)
         self.console.paragraph(f"{self._name}: {state} at {where} ({100 * view.run_share:.1f} %): {why}")
         if (self.follower.folder / "slurm").exists():

@@ -115,9 +115,9 @@ def _pairs(
     by_folder = {run.folder: run for run in runs}
     pairs = []
     for index, found in enumerate(comparisons):
-        both = [seed for seed in found.first.by_seed if seed in found.second.by_seed]
-        for k, seed in enumerate(both):
-            folders = (arm.by_seed[seed].folder for arm in (found.first, found.second))
+        of_first, of_second = (arm.by_seed(found.metric, found.dataset) for arm in (found.first, found.second))
+        for k, seed in enumerate(seed for seed in of_first if seed in of_second):
+            folders = (runs_of[seed].folder for runs_of in (of_first, of_second))
             first, second = (by_folder[folder] for folder in folders)
             pairs.append((first, second, Style(index % NUM_COLORS, k % NUM_DASHES)))
     return pairs

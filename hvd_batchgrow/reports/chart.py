@@ -92,7 +92,7 @@ def _scale(values: Floats, room: float, *, is_log: bool) -> Scale:
 
 def curve_path(curve: Curve, x: Scale, y: Scale) -> str:
     """Return the path of a curve. A point alone between gaps is a short line."""
-    parts = _parts(curve, x, y, curve.points.y)
+    (parts,) = _parts(curve, x, y, curve.points.y)
     return "".join(f"M{_list(part)}" if len(part) > 1 else f"M{_list(part)}h1" for part in parts)
 
 
@@ -101,17 +101,19 @@ def band_path(curve: Curve, x: Scale, y: Scale) -> str:
     points = curve.points
     if points.low is None or points.high is None:
         return ""
-    highs, lows = (_parts(curve, x, y, end) for end in (points.high, points.low))
+    highs, lows = _parts(curve, x, y, points.high, points.low)
     return "".join(f"M{_list(high + low[::-1])}Z" for high, low in zip(highs, lows, strict=True) if len(high) > 1)
 
 
-def _parts(curve: Curve, x: Scale, y: Scale, values: Floats) -> list[list[tuple[float, float]]]:
-    """Return the stretches without gaps, as points of the square with y downwards."""
-    places = np.column_stack([x.at(curve.points.x), 1 - y.at(values)]) * UNITS
-    known = np.isfinite(places).all(axis=1) & np.isfinite(curve.points.y)
+def _parts(curve: Curve, x: Scale, y: Scale, *ends: Floats) -> list[list[list[tuple[float, float]]]]:
+    """Return the stretches of each of some values in which all are on the axes, in a square with y downwards."""
+    places = np.stack([np.column_stack([x.at(curve.points.x), 1 - y.at(values)]) for values in ends]) * UNITS
+    known = np.isfinite(places).all(axis=(0, 2)) & np.isfinite(curve.points.y)
     cuts = np.flatnonzero(np.diff(known)) + 1
-    pieces = zip(np.split(places, cuts), np.split(known, cuts), strict=True)
-    return [piece.tolist() for piece, is_known in pieces if len(is_known) and is_known[0]]
+    is_known = [piece[0] for piece in np.split(known, cuts) if len(piece)]
+    return [
+        [piece.tolist() for piece, keep in zip(np.split(end, cuts), is_known, strict=False) if keep] for end in places
+    ]
 
 
 def _list(points: Sequence[Sequence[float]]) -> str:

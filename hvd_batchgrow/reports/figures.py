@@ -10,7 +10,7 @@ import numpy as np
 
 from hvd_batchgrow.reports.curves import Points, difference, steps, thin, thin_band
 from hvd_batchgrow.reports.document import Curve, Figure, FigureRow, Style
-from hvd_batchgrow.reports.runs import Clock, ReportedRun
+from hvd_batchgrow.reports.runs import BATCH_DASH, Clock, ReportedRun
 from hvd_batchgrow.reports.text import metric_label
 from hvd_batchgrow.results.run_summary import training_dataset
 
@@ -51,7 +51,7 @@ def noise_figures(runs: Sequence[ReportedRun], clock: Clock) -> list[FigureRow]:
     figures = [figure("noise-scale", "Noise scale g, scheduled", (clock.label, "g"), scheduled, is_log=True)]
     measured = [run for run in runs if np.isfinite(run.files.column("gradient_noise.all.b_simple")).any()]
     curves = [_noise_curve(run, clock) for run in measured]
-    curves += [_step_curve(run, "global_batch", clock, label=f"batch of {run.label}", dash=2) for run in measured]
+    curves += [_step_curve(run, "global_batch", clock, f"batch of {run.label}", BATCH_DASH) for run in measured]
     title = "Gradient noise scale B_simple, measured, with its 95 % band"
     return row([*figures, figure("gradient-noise", title, (clock.label, "samples"), curves, is_log=True)])
 
@@ -115,7 +115,8 @@ def _by_both(what: str, name: str, curves: Sequence[RunCurve], clock: Clock) -> 
     label, factor = metric_label(name)
     noun = {"train": "Training"}.get(what, what.rpartition("-")[2].capitalize())
     title = f"{noun} {label.removesuffix(' (%)')}"
-    values = np.concatenate([points.y[np.isfinite(points.y)] for _, points, _ in curves] or [np.empty(0)])
+    ends = [end for _, points, _ in curves for end in (points.y, points.low) if end is not None]
+    values = np.concatenate([end[np.isfinite(end)] for end in ends] or [np.empty(0)])
     is_log = name == "loss" and len(values) > 0 and values.min() > 0 and values.max() > _LOG_RATIO * values.min()
     figures = []
     for by, x_label in (("epoch", clock.label), ("updates", "updates")):

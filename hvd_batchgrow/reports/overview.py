@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -51,8 +52,9 @@ def _statistics(found: Comparison) -> Iterator[str]:
         interval = found.interval(equal.low, equal.high)
         yield f"Two one-sided tests at ±{found.limit}: p = {equal.p:.2g}, 90 % interval {interval}."
     if curves is not None:
-        epoch, largest = curves.largest
-        apart = f"{found.amount(curves.mean)} apart on average, at most {found.signed(largest)} at epoch {epoch:.1f}"
+        place, largest = curves.largest
+        where = f"at {curves.axis} {curves.place_text(place)}"
+        apart = f"{found.amount(curves.mean)} apart on average, at most {found.signed(largest)} {where}"
         yield f"The curves of the {curves.dataset} set are {apart}."
     if any(pair.samples for pair in found.pairs):
         yield (
@@ -151,6 +153,7 @@ def runs_section(runs: Sequence[ReportedRun], price: float | None) -> Section:
         Column("metric", "result"),
         Column("last", "last", _result, is_number=True),
         Column("best", "best", _result, is_number=True),
+        Column("best_dataset", "best on"),
     ]
     notes = ["Time is that of the updates, without evaluations, checkpoints and start-up; rank-hours are that time in "
              "hours, times the ranks that each phase uses."]  # fmt: skip
@@ -179,23 +182,26 @@ def _run_row(run: ReportedRun, price: float | None) -> Mapping[str, Any]:
         "rank_hours": rank_hours,
         "cost": None if price is None or rank_hours is None else price * rank_hours,
         "metric": f"{text.clean(summary.last_dataset, 20)} {what}" if summary.last_dataset else what,
-        "last": _Result(summary.metric, summary.last) if summary.last is not None else None,
-        "best": _Result(summary.metric, summary.best) if summary.best is not None else None,
+        "last": None if summary.last_dataset is None else _Result(summary.metric, summary.last),
+        "best": None if summary.best is None else _Result(summary.metric, summary.best),
+        "best_dataset": None if summary.best is None else text.clean(summary.best_dataset, 20),
     }
 
 
 class _Result(float):
-    """A value of a metric."""
+    """A value of a metric; NaN: it is not finite."""
 
     metric: str
 
-    def __new__(cls, metric: str, value: float) -> _Result:
-        result = super().__new__(cls, value)
+    def __new__(cls, metric: str, value: float | None) -> _Result:
+        result = super().__new__(cls, math.nan if value is None else value)
         result.metric = metric
         return result
 
 
 def _result(value: _Result) -> str:
+    if math.isnan(value):
+        return "not finite"
     return text.percent(float(value)) if value.metric == "top1" else text.number(float(value))
 
 

@@ -13,8 +13,12 @@ from hvd_batchgrow.reports.document import Curve, Figure
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#a6508c", "#8a6d00", "#3f9bd6", "#6b7280", "#000000")
 """The colors of reports/assets/report.css on a light page: those of Okabe and Ito, darker where they were pale."""
-_DASHES: tuple[Any, ...] = ("-", (0, (5, 3)), (0, (1.5, 2)), (0, (6, 2, 1.5, 2)))
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 3)), (0, (1.5, 2)), (0, (6, 2, 1.5, 2)), (0, (12, 3)))
 _FORMATS = ("png", "svg")
+_WIDTH = 7.0
+"""Inches; the height grows with a legend below the axes."""
+_MOST_INSIDE = 10
+"""Most entries of a legend within the axes."""
 
 
 def pictures(figure: Figure) -> dict[str, bytes]:
@@ -25,8 +29,15 @@ def pictures(figure: Figure) -> dict[str, bytes]:
     settings: Any = {"svg.hashsalt": figure.name, "text.parse_math": False, "axes.unicode_minus": True}
     with mpl.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # a name in a script that the font does not have
-        canvas = Canvas(figsize=(7, 4), layout="constrained")
-        _draw(figure, canvas.subplots())
+        columns = max(1, int(_WIDTH / (0.6 + 0.07 * max((len(curve.label) for curve in figure.curves), default=0))))
+        rows = -(-len(figure.curves) // columns) if len(figure.curves) > _MOST_INSIDE else 0
+        canvas = Canvas(figsize=(_WIDTH, 4 + 0.18 * rows), layout="constrained")
+        axis = canvas.subplots()
+        _draw(figure, axis)
+        if rows:
+            canvas.legend(fontsize="small", loc="outside lower center", ncols=columns)
+        else:
+            axis.legend(fontsize="small")
         return {f"{figure.name}.{suffix}": _saved(canvas, suffix) for suffix in _FORMATS}
 
 
@@ -43,7 +54,6 @@ def _draw(figure: Figure, axis: Any) -> None:
     axis.set_xlabel(figure.x_label)
     axis.set_ylabel(figure.y_label)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize="small")
 
 
 def _draw_curve(curve: Curve, axis: Any) -> None:

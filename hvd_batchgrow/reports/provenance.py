@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from hvd_batchgrow.messages.errors import JobError
 from hvd_batchgrow.messages.wording import counted
 from hvd_batchgrow.reports import text
 from hvd_batchgrow.reports.document import Block, Code, Column, Paragraph, Section, Table
 from hvd_batchgrow.reports.order_record import OrderRecord, common_order
 from hvd_batchgrow.reports.runs import ReportedRun
 from hvd_batchgrow.results.records import number as finite
+from hvd_batchgrow.schedule.adaptive.decisions import read_decisions
 from hvd_batchgrow.storage.regular_files import read_regular
 
 _LAUNCHERS = {
@@ -40,7 +43,7 @@ def order_section(runs: Sequence[ReportedRun], orders: Sequence[OrderRecord]) ->
         samples = int(order.bounds[-1]) if len(order.bounds) else 0
         rows.append(
             {"run": run.label, "updates": len(order.bounds) - len(order.gaps), "samples": samples,
-             "is_whole": _state(order), "replaced": order.num_replaced, "order": same}
+             "is_whole": _state(order, run.folder / "consumed.jsonl"), "replaced": order.num_replaced, "order": same}
         )  # fmt: skip
     folders = [str(run.folder) for run in runs]
     said = Paragraph(
@@ -55,11 +58,11 @@ def order_section(runs: Sequence[ReportedRun], orders: Sequence[OrderRecord]) ->
     )
 
 
-def _state(order: OrderRecord) -> str:
+def _state(order: OrderRecord, path: Path) -> str:
     if order.fault:
         return text.clean(f"damaged: {order.fault}", 300)
     if not len(order.bounds):
-        return "has no updates"
+        return "has no updates" if path.exists() else f"no {path.name}"
     return f"whole, except for {counted(len(order.gaps), 'gap')} that a resume noted" if order.gaps else "whole"
 
 
@@ -152,7 +155,7 @@ def _texts(run: ReportedRun) -> Iterator[tuple[str, str, str]]:
 def commands_section(runs: Sequence[ReportedRun], report_command: Sequence[str]) -> Section:
     """Return the recorded command of each run, commands that train the runs again from their job files, and this
     report's."""
-    recorded = list(dict.fromkeys(filter(None, (_recorded(run) for run in runs))))
+    recorded = list(dict.fromkeys(filter(None, (_recorded(_last(run)) for run in runs))))
     again = [_again(run) for run in runs]
     blocks: list[Block] = []
     if recorded:
@@ -162,21 +165,35 @@ def commands_section(runs: Sequence[ReportedRun], report_command: Sequence[str])
     return Section("Commands", tuple(blocks))
 
 
-def _launcher(run: ReportedRun) -> str:
-    backend, ranks = str(_last(run).get("backend")), finite(_last(run).get("ranks"))
+def _launcher(attempt: Mapping[str, Any]) -> str:
+    backend, ranks = str(attempt.get("backend")), finite(attempt.get("ranks"))
     if ranks is None or ranks <= 1:
         return ""
     prefixes = (prefix for name, prefix in _LAUNCHERS.items() if backend.startswith(name))
     return next(prefixes, "mpirun -np {ranks} ").format(ranks=int(ranks))
 
 
-def _recorded(run: ReportedRun) -> str | None:
-    words = _last(run).get("argv")
+def _recorded(attempt: Mapping[str, Any]) -> str | None:
+    words = attempt.get("argv")
     if not isinstance(words, list) or not words:
         return None
-    return text.clean(_launcher(run) + shlex.join(["hvd-batchgrow", *map(str, words[1:])]), 2000)
+    return text.clean(_launcher(attempt) + shlex.join(["hvd-batchgrow", *map(str, words[1:])]), 2000)
 
 
 def _again(run: ReportedRun) -> str:
+    """Return the command that trains a run again; for a fork, which its job file alone does not make, the recorded."""
+    first = next(iter(run.files.attempts), {})
+    if start := finite(first.get("start_samples")):
+        note = f"# {run.label} continues another run from its checkpoint at sample {start:,.0f}; it was forked by"
+        return f"{note}\n{_recorded(first) or '# a command that is not on record'}"
     words = ["hvd-batchgrow", "train", str(run.folder / "job.toml"), "--runs-dir", "again"]
-    return text.clean(_launcher(run) + shlex.join(words), 2000)
+    decisions = run.folder / "decisions.jsonl"
+    words += ["--replay", str(decisions)] if _is_replay(decisions) else []
+    return text.clean(_launcher(_last(run)) + shlex.join(words), 2000)
+
+
+def _is_replay(decisions: Path) -> bool:
+    try:
+        return read_decisions(decisions)[0] is not None
+    except JobError:  # damaged, which the report says elsewhere
+        return False

@@ -19,6 +19,8 @@ from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.results.run_summary import RunSummary, read_runs, summarize
 
 NUM_COLORS, NUM_DASHES = 8, 4
+BATCH_DASH = NUM_DASHES
+"""Dashes of the batch of a run, beside its noise scale: those of no run."""
 
 
 @dataclass(frozen=True)

@@ -81,11 +81,16 @@ def _time(started: Any) -> str:
 
 
 def _transitions(run: ReportedRun) -> Iterator[_Event]:
-    phases = [phase for phase in run.phases if phase["num_updates"] and not phase.get("continues_phase")]
     decided = {line["samples"] for line in run.files.decisions}
-    for before, phase in pairwise(phases):
-        if phase["start_samples"] <= run.files.samples and phase["start_samples"] not in decided:
-            yield _Event(phase["start_samples"], "transition", _changes(before, phase))
+    for samples, changes in _planned_changes(run).items():
+        if samples <= run.files.samples and samples not in decided:
+            yield _Event(samples, "transition", changes)
+
+
+def _planned_changes(run: ReportedRun) -> dict[int, str]:
+    """Return what the plan changes at the start of each phase after the first, by sample counter."""
+    phases = [phase for phase in run.phases if phase["num_updates"] and not phase.get("continues_phase")]
+    return {phase["start_samples"]: _changes(before, phase) for before, phase in pairwise(phases)}
 
 
 def _changes(before: Mapping[str, Any], phase: Mapping[str, Any]) -> str:
@@ -97,11 +102,10 @@ def _changes(before: Mapping[str, Any], phase: Mapping[str, Any]) -> str:
 
 
 def _decisions(run: ReportedRun) -> Iterator[_Event]:
+    planned = _planned_changes(run)
     for line in run.files.decisions:
-        numbers = [text.number(line.get(key)) for key in ("old_batch", "new_batch", "old_lr", "new_lr")]
-        changes = [
-            f"{name} {old} → {new}" for name, old, new in (("B", *numbers[:2]), ("ε", *numbers[2:])) if old != new
-        ]
+        # The rates of a decision are those before lr_boundaries_epochs; those of the plan are the ones that are used.
+        changes = [planned.get(line["samples"]) or _decided_changes(line)]
         measured = line.get("measured")
         if isinstance(measured, dict):
             changes += [f"{text.clean(name, 40)} = {text.number(value)}" for name, value in measured.items()]
@@ -109,7 +113,16 @@ def _decisions(run: ReportedRun) -> Iterator[_Event]:
         changes += [] if restored is None else [f"weights as at sample {restored:,.0f}"]
         why = text.clean(line.get("why", ""), 300)
         kind = f"decision of {text.clean(line.get('trigger', 'the trigger'), 40)}"
-        yield _Event(line["samples"], kind, f"{why}; {', '.join(changes)}" if why else ", ".join(changes))
+        yield _Event(line["samples"], kind, "; ".join(filter(None, (why, ", ".join(filter(None, changes))))))
+
+
+def _decided_changes(line: Mapping[str, Any]) -> str:
+    """Return what a decision changes that no phase of the plan begins with."""
+    pairs = [
+        (name, text.number(line.get(f"old_{key}")), text.number(line.get(f"new_{key}")))
+        for name, key in (("B", "batch"), ("ε", "lr"))
+    ]
+    return ", ".join(f"{name} {old} → {new}" for name, old, new in pairs if old != new)
 
 
 def _skipped(run: ReportedRun) -> Iterator[_Event]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.results.block_bootstrap import MeanInterval, mean_interval
 from hvd_batchgrow.results.outcomes import Outcomes, read_outcomes
+from hvd_batchgrow.results.records import number
 from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.results.statistics import paired_difference
 
@@ -208,7 +209,7 @@ def read_branch(folder: Path, factor: int, start: int) -> BranchRecord:
         int(ranks[-1]) if np.isfinite(ranks[-1]) else 1,
         run.column("loss")[rows],
         float(np.median(run.record_seconds[rows])) if is_timed else math.nan,
-        float(held_out.get("loss", math.nan)),
+        math.nan if (loss := number(held_out.get("loss"))) is None else loss,
         held_out["dataset"],
         read_outcomes(folder) if held_out["dataset"] == "test" else None,
         np.where(np.isnan(weights), batch, weights),  # records of older versions do not have it

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.messages.wording import counted, difference_scale, metric_name
@@ -31,11 +31,10 @@ class Arm:
     """Name of the job without the seed; unique among the arms of a comparison."""
     runs: tuple[RunFiles, ...]
 
-    @cached_property
-    def by_seed(self) -> Mapping[int, RunFiles]:
-        """The run of each seed. If several runs have the same seed: the first finished one, or else the first."""
+    def by_seed(self, metric: str, dataset: str) -> Mapping[int, RunFiles]:
+        """Return the run of each seed: the first with a result at its end, or else the first finished one."""
         found: dict[int, RunFiles] = {}
-        for run in sorted(self.runs, key=lambda run: not run.is_finished):
+        for run in sorted(self.runs, key=lambda run: (final_result(run, metric, dataset) is None, not run.is_finished)):
             found.setdefault(run.seed, run)
         return dict(sorted(found.items()))
 
@@ -153,7 +152,8 @@ def compare_runs(
         dataset: "test" or "validation".
 
     Raises:
-        RunError: there are fewer than two jobs, their tasks differ, or the metric is not on record in both.
+        RunError: there are fewer than two jobs, or none has the task of the first and the metric on record. If other
+            jobs have, the notes name those that have not.
     """
     try:
         return _compare_all(group_runs(runs), margin, metric, dataset)
@@ -166,15 +166,26 @@ def _compare_all(arms: Sequence[Arm], margin: float | None, metric: str | None, 
         found = f"{counted(sum(len(arm.runs) for arm in arms), 'run')} of {counted(len(arms), 'job')}"
         raise RunError(f"a comparison needs runs of two jobs that differ in more than the seed; got {found}")
     first, *others = arms
-    return [_compare(first, other, margin, metric, dataset) for other in others]
+    comparisons: list[Comparison] = []
+    skipped: list[str] = []
+    for other in others:
+        try:
+            comparisons.append(_compare(first, other, margin, metric, dataset))
+        except RunError as error:
+            skipped.append(str(error))
+    if not comparisons:
+        raise RunError("\n  ".join(dict.fromkeys(skipped)))
+    notes = (f"a job is not compared: {fault}" for fault in skipped)
+    return [replace(comparisons[0], notes=(*comparisons[0].notes, *notes)), *comparisons[1:]]
 
 
 def group_runs(runs: Sequence[RunFiles]) -> list[Arm]:
     """Return the arms of runs, in the order of their first runs."""
-    adaptive = {run.name: run for run in runs if is_adaptive(run)}
+    adaptive = {_place(run, run.name): run for run in runs if is_adaptive(run)}
     groups: dict[str, list[RunFiles]] = {}
     for run in runs:
-        decided_by = adaptive.get(run.name.removesuffix("-twin")) if run.name.endswith("-twin") else None
+        is_twin = run.name.endswith("-twin")
+        decided_by = adaptive.get(_place(run, run.name.removesuffix("-twin"))) if is_twin else None
         key = _job_key(run) if decided_by is None else f"twin of {_job_key(decided_by)}"
         groups.setdefault(key, []).append(run)
     arms: list[Arm] = []
@@ -184,6 +195,11 @@ def group_runs(runs: Sequence[RunFiles]) -> list[Arm]:
         candidates = [name, f"{name} ({policy})", *(f"{name} ({k})" for k in range(2, len(arms) + 3))]
         arms.append(Arm(next(text for text in candidates if text not in taken), tuple(group)))
     return arms
+
+
+def _place(run: RunFiles, name: str) -> tuple[Path, str]:
+    """Return what identifies a run of a name beside another run."""
+    return run.folder.resolve().parent, name
 
 
 def base_name(name: str) -> str:
@@ -235,8 +251,9 @@ def _pairs(first: Arm, second: Arm, metric: str, dataset: str) -> tuple[list[Pai
     factor, _ = difference_scale(metric)
     pairs: list[Pair] = []
     missing: list[str] = []
-    for seed in sorted(first.by_seed.keys() & second.by_seed.keys()):
-        runs = first.by_seed[seed], second.by_seed[seed]
+    of_first, of_second = (arm.by_seed(metric, dataset) for arm in (first, second))
+    for seed in sorted(of_first.keys() & of_second.keys()):
+        runs = of_first[seed], of_second[seed]
         one, two = (final_result(run, metric, dataset) for run in runs)
         if one is None or two is None:
             continue
@@ -259,9 +276,12 @@ def final_result(run: RunFiles, metric: str, dataset: str) -> float | None:
 
 
 def _check_metric(arms: Sequence[Arm], metric: str, dataset: str) -> None:
-    """Raise RunError if runs of an arm were evaluated, but none of them has the metric of the set on record."""
+    """Raise RunError if finished runs of an arm have evaluations, but none has the metric of the set on record.
+
+    A run with a validation set evaluates the test set at its end only.
+    """
     for arm in arms:
-        evaluated = [line for run in arm.runs for line in run.evaluations]
+        evaluated = [line for run in arm.runs if run.is_finished for line in run.evaluations]
         lines = [line for line in evaluated if line.get("dataset") == dataset]
         if evaluated and not lines:
             raise RunError(f"{arm.name} has no evaluation of the {dataset} set on record")

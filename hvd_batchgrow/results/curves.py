@@ -13,21 +13,37 @@ from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.results.run_summary import training_dataset
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
-"""Epochs, rising, and the value at each."""
+"""Sample counters, rising, and the value at each."""
 
 
 @dataclass(frozen=True)
 class CurveDistance:
-    """The difference of two curves, by epoch, as the mean over the pairs of runs."""
+    """The difference of two curves, by samples, as the mean over the pairs of runs."""
 
     metric: str
     dataset: str
     """The set that was evaluated during training."""
-    epochs: tuple[float, ...]
-    """Epochs of the curve with the fewest evaluations. The other curves are interpolated between evaluations over
-    samples, never over updates."""
+    samples: tuple[int, ...]
+    """Evaluations of the curve with the fewest. The other curves are interpolated between evaluations over samples,
+    never over updates or epochs."""
+    epochs: tuple[float, ...] | None
+    """The same in epochs; None: the training sets differ in their size, so an epoch of one is not one of the other."""
     differences: tuple[float, ...]
-    """First minus second at each epoch, in the unit of the comparison."""
+    """First minus second at each of them, in the unit of the comparison."""
+
+    @property
+    def axis(self) -> str:
+        """What a place on the curves is: epoch or sample."""
+        return "sample" if self.epochs is None else "epoch"
+
+    @property
+    def places(self) -> tuple[float, ...]:
+        """Epochs, or the samples if there are no common epochs."""
+        return self.samples if self.epochs is None else self.epochs
+
+    def place_text(self, place: float) -> str:
+        """Return a place as text: `3.1` epochs or `1,920` samples."""
+        return f"{place:,.0f}" if self.epochs is None else f"{place:.1f}"
 
     @property
     def mean(self) -> float:
@@ -36,20 +52,20 @@ class CurveDistance:
 
     @property
     def largest(self) -> tuple[float, float]:
-        """The epoch of the largest absolute difference, and that difference."""
+        """The place of the largest absolute difference, and that difference."""
         k = int(np.argmax(np.abs(self.differences)))
-        return self.epochs[k], self.differences[k]
+        return self.places[k], self.differences[k]
 
     def apart(self, margin: float) -> tuple[tuple[float, float], ...]:
-        """Return the first and last epoch of each series of evaluations with the arms more than a margin apart."""
+        """Return the first and last place of each series of evaluations with the arms more than a margin apart."""
         stretches: list[tuple[float, float]] = []
         was_far = False
-        for epoch, difference in zip(self.epochs, self.differences, strict=True):
+        for place, difference in zip(self.places, self.differences, strict=True):
             is_far = abs(difference) > margin
             if is_far and was_far:
-                stretches[-1] = stretches[-1][0], epoch
+                stretches[-1] = stretches[-1][0], place
             elif is_far:
-                stretches.append((epoch, epoch))
+                stretches.append((place, place))
             was_far = is_far
         return tuple(stretches)
 
@@ -79,12 +95,14 @@ def curve_distance(
     if len(grid) < 2:
         return None
     each = [factor * (np.interp(grid, *first) - np.interp(grid, *second)) for first, second in curves]
-    return CurveDistance(metric, dataset, tuple(grid.tolist()), tuple(np.mean(each, axis=0).tolist()))
+    sizes = {int(run.plan["num_samples"]) for pair in pairs for run in pair}
+    epochs = tuple((grid / sizes.pop()).tolist()) if len(sizes) == 1 else None
+    return CurveDistance(metric, dataset, tuple(map(int, grid)), epochs, tuple(np.mean(each, axis=0).tolist()))
 
 
 def _curve(run: RunFiles, metric: str, dataset: str) -> Curve:
-    """Return the curve of a metric over epochs, by the sample counter."""
+    """Return the curve of a metric over samples."""
     lines = [line for line in run.evaluations if line.get("dataset") == dataset]
     points = {line["samples"]: value for line in lines if (value := number(line.get(metric))) is not None}
     samples = np.array(sorted(points), dtype=np.float64)
-    return samples / int(run.plan["num_samples"]), np.array([points[count] for count in sorted(points)])
+    return samples, np.array([points[count] for count in sorted(points)])

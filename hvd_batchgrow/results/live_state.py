@@ -9,6 +9,8 @@ from typing import Any
 
 from hvd_batchgrow.results.live_plan import LivePlan
 from hvd_batchgrow.results.record_lines import EvaluationLine, TrainLine
+from hvd_batchgrow.results.records import printable
+from hvd_batchgrow.results.run_summary import metric_names
 from hvd_batchgrow.schedule.cost.time_left import TimeLeft
 
 _TREND = 120
@@ -113,6 +115,7 @@ class LiveState:
             measures_time: whether the record says how long updates take now; not if another invocation made it.
         """
         if line.get("kind") == "eval":
+            self._find_metric(line)
             self._add_evaluation(EvaluationLine.of(line))
         else:
             self._add_record(TrainLine.of(line, self.plan.metric), now_s, measures_time=measures_time)
@@ -131,10 +134,13 @@ class LiveState:
         if now_s is not None and self._begin_s is not None and self._update_s:
             self._slowdown = max(1.0, (now_s - self._begin_s) / self._update_s)
 
+    def _find_metric(self, line: Mapping[str, Any]) -> None:
+        """Take the metric of a user's own task from its first evaluation, also if its value is not finite."""
+        if not self.plan.declares_metric and self.plan.metric == "loss" and (names := metric_names(line)):
+            self.plan = replace(self.plan, metric=printable(names[0]), direction=None)
+
     def _add_evaluation(self, evaluation: EvaluationLine) -> None:
         self.samples, self._last = max(self.samples, evaluation.samples), evaluation
-        if not self.plan.declares_metric and evaluation.metrics and self.plan.metric == "loss":
-            self.plan = replace(self.plan, metric=next(iter(evaluation.metrics)), direction=None)
         metric, direction = self.plan.metric, self.plan.direction
         is_validation = evaluation.dataset == "validation"
         if is_validation and not self._has_validation:

@@ -36,7 +36,7 @@ class RunFiles:
     """The training records of metrics.jsonl, one row each. The keys of an object in a record are joined by dots:
     `gradient_noise.all.b_simple`."""
     evaluations: tuple[Line, ...]
-    """The evaluations of metrics.jsonl: numbers by name, and the text `dataset`."""
+    """The evaluations of metrics.jsonl: numbers by name, None where one is not finite, and the text `dataset`."""
     decisions: tuple[Mapping[str, Any], ...]
     """The lines of decisions.jsonl."""
     attempts: tuple[Mapping[str, Any], ...]
@@ -155,7 +155,7 @@ def _read_metrics(path: Path, faults: list[str]) -> tuple[Columns, list[Line]]:
             continue
         samples = line["samples"]
         if line.get("kind") == "eval":
-            evaluations.append({"dataset": str(line.get("dataset", "test")), **dict(_numbers(line))})
+            evaluations.append({"dataset": str(line.get("dataset", "test")), **_results(line)})
             continue
         for name, value in _numbers(line):
             if (column := columns.get(name)) is None:
@@ -177,6 +177,12 @@ def _numbers(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, f
             yield from _numbers(value, f"{prefix}{key}.")
         elif isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300:
             yield f"{prefix}{key}", float(value)
+
+
+def _results(line: Line) -> Line:
+    """Return the numbers of an evaluation in their order; None for a number that is not finite, which is null."""
+    numbers = dict(_numbers(line))
+    return {**dict.fromkeys(name for name, value in line.items() if value is None or name in numbers), **numbers}
 
 
 def error_of(attempts: Sequence[Mapping[str, Any]]) -> str | None:

@@ -15,7 +15,7 @@ from hvd_batchgrow.config.task import TaskSection
 from hvd_batchgrow.config.task_specs import Direction
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.messages.suggest import near_run
-from hvd_batchgrow.messages.wording import metric_texts
+from hvd_batchgrow.messages.wording import result_text
 from hvd_batchgrow.results.records import NOT_METRICS, number, printable, task_name
 from hvd_batchgrow.results.run_files import RunFiles, error_of
 from hvd_batchgrow.storage.json_lines import Line
@@ -34,8 +34,8 @@ class RunSummary:
     name: str
     policy: str
     state: State
-    """running: a process holds the run's lock. finished: the plan has been trained to its end. failed: the
-    last attempt ended with an error. stopped: none of these."""
+    """running: a process holds the run's lock. failed: the last attempt ended with an error. finished: the plan
+    has been trained to its end. stopped: none of these."""
     error: str | None
     """First line of the error of a failed run."""
     host: str | None
@@ -53,8 +53,10 @@ class RunSummary:
     metric: str
     """Name of the main result: the first metric of the task, or "loss"."""
     last: float | None
-    """Its last value; of the test set, unless only the validation set has been evaluated."""
+    """Its value in the last evaluation, which is of the test set, unless only the validation set has been evaluated.
+    None: it is not finite, or there was no evaluation."""
     last_dataset: str | None
+    """None: there was no evaluation."""
     best: float | None
     """Its best value on `best_dataset`; None if it is unknown how the metric improves."""
     best_dataset: str
@@ -124,14 +126,14 @@ def summarize(run: RunFiles) -> RunSummary:
     """Return the summary of a run whose files have been read."""
     folder, plan, evaluated = run.folder, run.plan, run.evaluations
     metric, direction = main_metric(run)
-    results = [(value, line["dataset"]) for line in evaluated if (value := number(line.get(metric))) is not None]
+    results = [(number(line[metric]), line["dataset"]) for line in evaluated if metric in line]
     last, last_dataset = results[-1] if results else (None, None)
     best_dataset = training_dataset(evaluated)
-    during = [value for value, dataset in results if dataset == best_dataset]
+    during = [value for value, dataset in results if dataset == best_dataset and value is not None]
     mark, is_fresh = read_mark(folder)
     holder = holder_of(mark) if mark and is_fresh else None
-    error = None if holder or run.is_finished else error_of(run.attempts)
-    state: State = "running" if holder else "finished" if run.is_finished else "failed" if error else "stopped"
+    error = None if holder else error_of(run.attempts)  # a final evaluation that fails follows the last update
+    state: State = "running" if holder else "failed" if error else "finished" if run.is_finished else "stopped"
     return RunSummary(
         folder=folder,
         name=printable(run.name),
@@ -160,17 +162,18 @@ def summarize(run: RunFiles) -> RunSummary:
 
 def main_metric(run: RunFiles) -> tuple[str, Direction | None]:
     """Return the first metric of a run's task or, without one, "loss"; and how it improves, None if that is unknown."""
-    metric, direction = metric_of_job(run.job, run.evaluations)
-    return metric, direction or _described_directions(run.folder).get(metric)
+    if declared_directions(run.job) is None and (described := _described_directions(run.folder)) is not None:
+        return next(iter(described.items()), ("loss", "down"))
+    return metric_of_job(run.job, run.evaluations)
 
 
-def _described_directions(folder: Path) -> dict[str, Direction]:
-    """Return the directions in model.json, which has those of a custom task; nothing if it cannot be read."""
+def _described_directions(folder: Path) -> dict[str, Direction] | None:
+    """Return the metrics in model.json, which has those of a custom task; None if they cannot be read."""
     try:
         metrics = json.loads(read_regular(folder / "model.json"))["task"]["metrics"]
         return {name: direction for name, direction in metrics.items() if direction in get_args(Direction)}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return {}
+        return None
 
 
 def metric_of_job(job: Mapping[str, Any], evaluations: Sequence[Line]) -> tuple[str, Direction | None]:
@@ -178,9 +181,14 @@ def metric_of_job(job: Mapping[str, Any], evaluations: Sequence[Line]) -> tuple[
     if directions := declared_directions(job):
         name = [*directions, "loss"][1]
         return name, directions[name]
-    first = evaluations[:1]
-    names = [name for line in first for name in line if name not in NOT_METRICS and not name.startswith("average_")]
+    names = metric_names(evaluations[0]) if evaluations else []
     return (names[0], None) if names else ("loss", "down")
+
+
+def metric_names(evaluation: Mapping[str, Any]) -> list[str]:
+    """Return the metrics of a task in its order, from an evaluation, in which a value that is not finite is None."""
+    found = [name for name, value in evaluation.items() if value is None or number(value) is not None]
+    return [name for name in found if name not in NOT_METRICS and not name.startswith("average_")]
 
 
 def declared_directions(job: Mapping[str, Any]) -> dict[str, Direction] | None:
@@ -190,9 +198,9 @@ def declared_directions(job: Mapping[str, Any]) -> dict[str, Direction] | None:
 
 def result_line(run: RunSummary) -> str | None:
     """Return the last and the best result of a run in words; None: it has not been evaluated."""
-    results = [] if run.last is None else [f"{run.last_dataset} {metric_texts({run.metric: run.last})[0]}"]
+    results = [] if run.last_dataset is None else [f"{run.last_dataset} {result_text(run.metric, run.last)}"]
     if run.best is not None:
-        results.append(f"best during training: {run.best_dataset} {metric_texts({run.metric: run.best})[0]}")
+        results.append(f"best during training: {run.best_dataset} {result_text(run.metric, run.best)}")
     return ", ".join(results) or None
 
 

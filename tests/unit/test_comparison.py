@@ -17,7 +17,7 @@ from hvd_batchgrow.cli import main
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.observers.comparison_tables import comparison_tree, print_comparison
 from hvd_batchgrow.observers.console import PlainConsole
-from hvd_batchgrow.results.comparison import Comparison, base_name, compare_runs, final_result
+from hvd_batchgrow.results.comparison import Comparison, base_name, compare_runs, final_result, group_runs
 from hvd_batchgrow.results.confounds import find_confounds
 from hvd_batchgrow.results.outcomes import Outcomes, read_outcomes, write_outcomes
 from hvd_batchgrow.results.run_cost import RunCost
@@ -248,6 +248,41 @@ def test_each_job_is_compared_with_the_first(tmp_path: Path) -> None:
     assert [(each.first.name, each.second.name) for each in found] == [("job", "job-twin"), ("job", "seesaw-5")]
 
 
+def test_a_job_with_another_task_is_skipped(tmp_path: Path) -> None:
+    runs = pairs(tmp_path, [0.1, 0.2])
+    other = write_run(tmp_path / "rows", 5, 0.5, task={"name": "regression"})
+    (found,) = compare_runs([*runs, other], 0.3)
+    assert found.second.name == "job-twin"
+    fault = "job has the task 'classification' and rows 'regression': no common result"
+    assert f"a job is not compared: {fault}" in found.notes
+    with pytest.raises(RunError, match=f"^{fault}$"):
+        compare_runs([runs[0], other], 0.3)
+
+
+def test_an_unfinished_job_with_a_validation_set_does_not_stop_the_others(tmp_path: Path) -> None:
+    runs = pairs(tmp_path, [0.1, 0.2])
+    half = write_run(tmp_path / "half", 5, 0.5, "seesaw", done=200)
+    lines = tuple({**line, "dataset": "validation"} for line in half.evaluations)  # the test comes at the end
+    found = compare_runs([*runs, replace(half, evaluations=lines)], 0.3)
+    assert [len(each.pairs) for each in found] == [2, 0]
+    assert found[1].verdict() == "not shown: no seed has a finished run of both jobs"
+
+
+def test_of_two_runs_of_a_seed_the_one_with_a_result_is_counted(tmp_path: Path) -> None:
+    diverged, good = write_run(tmp_path / "a", 1, None), write_run(tmp_path / "b", 1, 0.9)
+    found = compared([diverged, good, write_run(tmp_path / "c", 1, 0.8, "decay")])
+    assert [pair.first_run.name for pair in found.pairs] == ["b"]
+    assert f"{diverged.folder} is not counted: another run of seed 1 is counted" in found.notes
+
+
+def test_twins_follow_the_adaptive_run_in_their_own_folder(tmp_path: Path) -> None:
+    runs = []
+    for folder, hflip in (("A", False), ("B", True)):
+        runs.append(write_run(tmp_path / folder / "job-seed1", 1, 0.9, "adaptive", data={"hflip": hflip}))
+        runs.append(write_run(tmp_path / folder / "job-seed1-twin", 1, 0.9, "decay", data={"hflip": hflip}))
+    assert [[run.folder.parent.name for run in arm.runs] for arm in group_runs(runs)] == [["A"], ["A"], ["B"], ["B"]]
+
+
 def test_arms_of_one_name_are_distinguished_by_their_policies(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / "a" / "job", 1, 0.9), write_run(tmp_path / "b" / "job", 1, 0.9, "decay")]
     assert compared(runs).second.name == "job (decay)"
@@ -288,6 +323,18 @@ def test_curves_are_compared_at_equal_samples(tmp_path: Path) -> None:
     assert curves.apart(2.0) == ((2.0, 4.0),)
     assert curves.apart(5.1) == ((4.0, 4.0),)
     assert curves.apart(8.0) == ()
+
+
+def test_curves_of_unequal_training_sets_are_compared_by_samples(tmp_path: Path) -> None:
+    """The defect: they were compared at equal epochs, which have other numbers of samples."""
+    runs = [write_run(tmp_path / "a", 5, 0.9), write_run(tmp_path / "b", 5, 0.9, "decay", n=2 * N)]
+    found = compared(runs, 1.0)
+    assert found.curves is not None
+    assert (found.curves.samples, found.curves.epochs) == ((100, 200, 300, 400), None)
+    assert found.curves.differences == (0.0, 0.0, 0.0, 0.0)
+    out = io.StringIO()
+    print_comparison(PlainConsole(out, 100), found)
+    assert "by sample: 0.00 points apart on average, at most +0.00 points at sample 100\n" in out.getvalue()
 
 
 def test_curves_that_part_and_meet_again(tmp_path: Path) -> None:

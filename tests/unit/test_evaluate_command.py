@@ -72,6 +72,20 @@ def test_photos_of_another_folder_keep_the_classes_of_the_run(
     assert "others/dgo, nearest: dog" in capsys.readouterr().err
 
 
+def test_keys_that_do_not_lead_to_other_data_keep_the_test_set(
+    photos: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The defect: any key of `[data]` dropped `test_fraction`, so images of the training set counted as test images."""
+    shutil.rmtree("photos/val")
+    words = ["--data.test-fraction", "0.25", "--data.num-samples", "9", "--overwrite"]
+    assert main(["train", "small.toml", *words]) == 0
+    whole = evaluated(capsys)
+    assert whole["num_test"] == 3  # of 12 images
+    for words in (["--data.pipeline", "torch"], ["--data.on-bad-sample", "replace"]):
+        assert evaluated(capsys, *words) == whole
+    assert evaluated(capsys, "--data.test", "train")["num_test"] == 12
+
+
 def test_rows_of_another_file_keep_the_encoding_of_the_run(
     rows: str,
     capsys: pytest.CaptureFixture[str],
@@ -116,6 +130,8 @@ def test_data_that_has_changed_and_keys_of_the_network_are_refused(
     error = capsys.readouterr().err
     assert "data.image_size: belongs to the training of the network; evaluate changes only data.decimal" in error
     assert "optim.lr: belongs to the training" in error
+    assert main(["evaluate", str(RUN), "--data.train", "test.csv"]) == 2
+    assert "data.train: is not read: evaluate reads only the test set of this source" in capsys.readouterr().err
     text = Path("train.csv").read_text()
     Path("train.csv").write_text(text.replace("6,red", "60,red"))
     assert main(["evaluate", str(RUN)]) == 1

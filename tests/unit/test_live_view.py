@@ -12,6 +12,7 @@ from rich.cells import cell_len
 from hvd_batchgrow.messages.wording import short_time
 from hvd_batchgrow.observers.console import PlainConsole, SpanLines
 from hvd_batchgrow.observers.live_lines import live_lines, sparkline
+from hvd_batchgrow.observers.progress_lines import progress_line
 from hvd_batchgrow.results.live_plan import LivePlan
 from hvd_batchgrow.results.live_state import LiveState, LiveView
 from hvd_batchgrow.schedule.plan import compile_plan
@@ -111,6 +112,13 @@ def test_the_time_left_includes_the_time_beside_updates() -> None:
     to_go = state.to_go()
     assert to_go is not None
     assert to_go.phase_s == pytest.approx(3 * (PLAN.schedule.phases[0].end_samples - 16) / 16)
+
+
+def test_a_progress_line_without_an_estimate_ends_with_the_record() -> None:
+    """The defect: it ended with "; "."""
+    state = LiveState(LivePlan.of(PLAN.to_dict()))
+    state.add(line(16, 1), measures_time=False)  # of another invocation
+    assert progress_line(state.view()).endswith("16 samples/s, all-reduce 12.2 %")
 
 
 def test_the_best_is_of_the_validation_set_if_there_is_one() -> None:

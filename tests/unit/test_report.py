@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ import pytest
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.reports.build import build_document
+from hvd_batchgrow.reports.chart import band_path, curve_path, scales
 from hvd_batchgrow.reports.curves import Points
-from hvd_batchgrow.reports.document import Curve, Document, Figure, FigureRow, Paragraph, Style, Table
+from hvd_batchgrow.reports.document import Code, Curve, Document, Figure, FigureRow, Paragraph, Style, Table
 from hvd_batchgrow.reports.html import html_text
 from hvd_batchgrow.reports.markdown import markdown_text
 from hvd_batchgrow.reports.order_record import common_order, read_order
 from hvd_batchgrow.reports.pictures import pictures
-from tests.reported_runs import STORED, change_json, change_lines, copied
+from hvd_batchgrow.schedule.adaptive.decisions import decisions_text
+from tests.reported_runs import STORED, change_json, change_lines, copied, long_run
 
 PAIRS = ("small-seed7", "small-seed7-twin", "small-seed8", "small-seed8-twin")
 COMMAND = ["hvd-batchgrow", "report", "runs"]
@@ -101,6 +104,71 @@ def test_the_time_line_has_decisions_with_their_measurements_and_the_resume() ->
         assert f"B {line['old_batch']} → {line['new_batch']}" in event["detail"]
         assert f"b_simple = {line['measured']['b_simple']:.4g}" in event["detail"]
     assert events[3]["samples"] == 480
+
+
+def test_a_decision_has_the_learning_rate_of_the_plan(tmp_path: Path) -> None:
+    """The defect: the rates of a decision are those before `lr_boundaries_epochs`, whose change was not shown."""
+    (run,) = copied(tmp_path, "measured")
+
+    def lower(plan: dict[str, Any]) -> None:
+        for phase in plan["phases"][1:]:
+            phase["lr"] = 0.025
+
+    change_json(run / "plan.json", lower)
+    details = [e["detail"] for e in rows(build_document([run]), "events") if "decision" in e["event"]]
+    assert ["ε 0.05 → 0.025" in detail for detail in details] == [True, False, False]
+    change_json(run / "plan.json", lambda plan: plan.update(phases=plan["phases"][:1]))  # a kill before the new plan
+    details = [e["detail"] for e in rows(build_document([run]), "events") if "decision" in e["event"]]
+    assert ["B 16 → 32, global_batch" in detail for detail in details] == [True, False, False]
+
+
+def test_a_replay_and_a_fork_are_trained_again_as_they_were(tmp_path: Path) -> None:
+    run, replay, fork = (*copied(tmp_path, "measured", "small-seed7"), tmp_path / "fork")
+    (replay / "decisions.jsonl").write_bytes(decisions_text("other/decisions.jsonl", []))
+    shutil.copytree(run, fork)
+
+    def forked(record: dict[str, Any]) -> None:
+        del record["attempts"][1:]
+        record["attempts"][0].update(start_samples=3840, argv=["x", "train", "a.toml", "--fork", "fork"])
+
+    change_json(fork / "record.json", forked)
+    document = build_document([run, replay, fork])
+    (again,) = [code.text for code in document.blocks(Code) if code.title == "To train them again"]
+    assert again.splitlines() == [
+        f"hvd-batchgrow train {run}/job.toml --runs-dir again",  # measures, and decides itself
+        f"hvd-batchgrow train {replay}/job.toml --runs-dir again --replay {replay}/decisions.jsonl",
+        "# fork continues another run from its checkpoint at sample 3,840; it was forked by",
+        "hvd-batchgrow train a.toml --fork fork",
+    ]
+
+
+def test_a_missing_record_of_samples_is_named(tmp_path: Path) -> None:
+    (run,) = copied(tmp_path, "small-seed7")
+    (run / "consumed.jsonl").write_text("")
+    assert [row["is_whole"] for row in rows(build_document([run]), "orders")] == ["has no updates"]
+    (run / "consumed.jsonl").unlink()
+    assert [row["is_whole"] for row in rows(build_document([run]), "orders")] == ["no consumed.jsonl"]
+
+
+def test_a_loss_of_zero_in_a_band_is_drawn(tmp_path: Path) -> None:
+    """The defect: a logarithmic axis has no place for the low end of the band, so the report ended with a traceback."""
+    run = long_run(tmp_path, 2000)
+
+    def vanish(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{**line, "loss": 0.0 if k == 1000 else 100.0 / (1 + k)} for k, line in enumerate(lines)]
+
+    change_lines(run / "metrics.jsonl", vanish)
+    document = build_document([run])
+    (drawn,) = [f for row in document.blocks(FigureRow) for f in row.figures if f.name == "train-loss-by-epoch"]
+    low = drawn.curves[0].points.low
+    assert low is not None
+    assert (drawn.is_log, low.min()) == (False, 0.0)
+    assert renderable(document)
+    # A low end without a place on a logarithmic axis is a gap in the band, not in the curve.
+    points = Points(np.arange(4.0), np.ones(4), np.array([0.5, 0.5, 0.0, 0.5]), np.full(4, 2.0))
+    curve = Curve("a", points, Style())
+    x, y = scales(Figure("a", "a", "x", "y", (curve,), is_log=True))
+    assert [path(curve, x, y).count("M") for path in (curve_path, band_path)] == [1, 1]
 
 
 def test_the_notes_of_a_plan_are_in_the_report(tmp_path: Path) -> None:
@@ -331,6 +399,32 @@ def test_ticks_of_a_logarithmic_picture_are_plain_numbers() -> None:
 
 
 @pytest.mark.slow
+def test_a_legend_of_many_curves_leaves_the_axes_free() -> None:
+    """The defect: the legend of 40 runs covered their curves."""
+    points = Points(np.arange(3.0), np.arange(3.0))
+    heights = {}
+    for count in (10, 40):
+        curves = tuple(Curve(f"small-seed{k}-twin", points, Style(k % 8)) for k in range(count))
+        drawn = pictures(Figure("many", "many", "x", "y", curves))["many.svg"].decode()
+        box = {name: float(re.findall(rf'id="{name}".*?<path d="M [0-9.]+ ([0-9.]+)', drawn, re.DOTALL)[0])
+               for name in ("patch_2", "legend_1")}  # fmt: skip
+        heights[count] = box["patch_2"], box["legend_1"]  # the lower ends, from the top
+    assert heights[10][1] < heights[10][0]
+    assert heights[40][1] > heights[40][0]
+
+
+def test_the_batch_beside_a_noise_scale_has_other_dashes_than_any_run(tmp_path: Path) -> None:
+    runs = [Path(shutil.copytree(STORED / "measured", tmp_path / f"measured-{k}")) for k in range(5)]
+    for k, run in enumerate(runs):
+        change_json(run / "plan.json", lambda plan, k=k: plan["job_file"].update(seed=k))  # type: ignore[misc]
+    document = build_document(runs)
+    (drawn,) = [f for row in document.blocks(FigureRow) for f in row.figures if f.name == "gradient-noise"]
+    dashes = [{curve.style.dash for curve in drawn.curves if curve.label.startswith(start)} for start in ("m", "batch")]
+    assert dashes == [{0, 1, 2, 3}, {4}]
+    assert renderable(document)
+    assert pictures(drawn)
+
+
 def test_the_command_writes_markdown_csv_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, names = tmp_path / "out", [*PAIRS, "measured"]
     assert main(["report", *(str(STORED / name) for name in names), "--dir", str(folder)]) == 0

@@ -14,8 +14,13 @@ import pytest
 
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.reports.build import build_document
+from hvd_batchgrow.reports.document import Table
+from hvd_batchgrow.reports.markdown import markdown_text
+from hvd_batchgrow.results.live_plan import LivePlan
+from hvd_batchgrow.results.live_state import LiveState
 from hvd_batchgrow.results.run_files import RunFiles
-from hvd_batchgrow.results.run_summary import read_summary
+from hvd_batchgrow.results.run_summary import read_summary, result_line
 from hvd_batchgrow.schedule.adaptive.decisions import Decision, decisions_text
 from tests.helpers import plan_tree
 
@@ -103,6 +108,22 @@ def test_an_unknown_task_has_the_first_metric_on_record(tmp_path: Path, task: di
     assert read_summary(tmp_path).metric == "top1"
 
 
+@pytest.mark.parametrize("is_described", [True, False])
+@pytest.mark.parametrize("value", [0.25, None])  # None: not finite
+def test_the_main_metric_of_a_custom_task_is_its_first(tmp_path: Path, value: float | None, is_described: bool) -> None:
+    line = {"kind": "eval", "samples": 20, "loss": 1.5, "f1": value, "mae": 0.5, "dataset": "test"}
+    folder = write_run(tmp_path, [json.dumps(line)], task={"name": "module:name"})
+    if is_described:
+        (folder / "model.json").write_text(json.dumps({"task": {"metrics": {"f1": "up", "mae": "down"}}}))
+    summary = read_summary(folder)
+    assert (summary.metric, summary.last) == ("f1", value)
+    state = LiveState(LivePlan.of(json.loads((folder / "plan.json").read_text())))
+    state.add(line)
+    assert state.plan.metric == "f1"
+    (folder / "metrics.jsonl").write_text("")  # before the first evaluation
+    assert read_summary(folder).metric == ("f1" if is_described else "loss")
+
+
 @pytest.mark.parametrize("name", ["plan.json", "metrics.jsonl", "decisions.jsonl", "record.json"])
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"[" * 100_000, b"null", b"[]", b"3", b'"x"', b'{"samples": "3"}'])
 def test_any_bytes_are_read_or_reported(tmp_path: Path, name: str, content: bytes) -> None:
@@ -115,10 +136,31 @@ def test_any_bytes_are_read_or_reported(tmp_path: Path, name: str, content: byte
         assert str(tmp_path / name) in RunFiles.read(tmp_path).faults[0]
 
 
-def test_a_last_result_is_named_after_the_set_that_it_belongs_to(tmp_path: Path) -> None:
+def test_results_are_named_after_the_set_that_they_belong_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     diverged = {"kind": "eval", "samples": 60, "loss": None, "top1": None, "dataset": "test"}
-    summary = read_summary(write_run(tmp_path, [json.dumps(line) for line in [*RECORDS, diverged]]))
-    assert (summary.last, summary.last_dataset, summary.best) == (0.5, "validation", 0.5)
+    folder = write_run(tmp_path, [json.dumps(line) for line in [*RECORDS, diverged]])
+    summary = read_summary(folder)
+    assert (summary.last, summary.last_dataset) == (None, "test")  # not the last finite value
+    assert (summary.best, summary.best_dataset) == (0.5, "validation")
+    assert result_line(summary) == "test accuracy not finite, best during training: validation accuracy 50.00 %"
+    for command in ("show", "list"):
+        assert main([command, str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert out.count("accuracy not finite") == 2
+    assert "accuracy 50.00 % (validation)" in " ".join(out.split())
+    (row,) = next(t for t in build_document([folder]).blocks(Table) if t.name == "runs").rows
+    assert (row["metric"], row["best"], row["best_dataset"]) == ("test accuracy", 0.5, "validation")
+    assert "| test accuracy | not finite | 50.00 % | validation |" in markdown_text(build_document([folder]))
+
+
+def test_a_run_whose_last_evaluation_fails_is_failed(tmp_path: Path) -> None:
+    """The defect: the sample counter is at the end of the plan, so the run was shown as finished."""
+    folder = write_run(tmp_path, [json.dumps(line) for line in RECORDS])
+    assert read_summary(folder).state == "finished"
+    (folder / "record.json").write_text(json.dumps({"attempts": [{}, {"error": "test loss is not finite"}]}))
+    assert read_summary(folder).state_text == "failed: test loss is not finite"
 
 
 @pytest.mark.parametrize("key", ["start_samples", "global_batch", "num_updates"])

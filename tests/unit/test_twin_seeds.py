@@ -16,6 +16,7 @@ from hvd_batchgrow.schedule.adaptive.decisions import Decision, decisions_text
 from hvd_batchgrow.train.checkpoints.checkpoint import checkpoint_paths, newest_good
 from hvd_batchgrow.verification.tree_digest import tree_digest
 from tests.helpers import job_tree, measured_tree, small_source, write_idx_folder
+from tests.reported_runs import change_json
 
 NAMES = ["small-seed7", "small-seed7-twin", "small-seed8", "small-seed8-twin"]
 TWIN = ["twin", "job.toml", "--seeds", "2"]
@@ -123,6 +124,13 @@ def test_a_run_that_was_killed_before_its_last_checkpoint_is_finished(
     assert capsys.readouterr().err.count("is finished") == 3
     assert newest.exists()
     assert weights(here / NAMES[1]) == wanted
+
+
+def test_a_run_whose_last_evaluation_failed_is_resumed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change_json(here / NAMES[1] / "record.json", lambda record: record["attempts"][-1].update(error="not finite"))
+    assert main([*TWIN, "--resume", "auto"]) == 0
+    assert capsys.readouterr().err.count("is finished") == 3
+    assert [len(RunFiles.read(here / name).attempts) for name in NAMES] == [1, 2, 1, 1]
 
 
 @pytest.mark.slow

@@ -303,6 +303,21 @@ def test_a_stopped_run_is_reported_with_the_command_that_resumes_it(
     )
 
 
+def test_a_run_whose_last_evaluation_fails_has_failed(tmp_path: Path, steps: list[Callable[[], object]]) -> None:
+    run = Run(tmp_path, steps)
+    run.plan()
+    run.hold()
+    error = {"attempts": [{"error": "test loss is not finite"}]}
+    steps += [lambda: run.append(line(END, 19, phase=3))]
+    steps += [lambda: (run.folder / "record.json").write_text(json.dumps(error)), run.release]
+    code, lines = run.watch()
+    assert code == 1
+    assert lines[-2].endswith(
+        f"failed at epoch {END / NUM_TRAIN:.2f} of {END / NUM_TRAIN:.2f} (100.0 %): test loss is not finite"
+    )
+    assert lines[-1].startswith("to resume after the cause is fixed: hvd-batchgrow train ")
+
+
 def test_a_killed_run_is_noticed_by_the_mark_that_is_no_longer_renewed(
     tmp_path: Path, steps: list[Callable[[], object]]
 ) -> None:
