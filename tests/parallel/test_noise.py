@@ -75,12 +75,12 @@ def noise_of(passes: list[Tensor], sizes: list[int]) -> NoiseEstimate:
     return NoiseEstimate(trace, float(mean @ mean) - trace / sum(sizes))
 
 
-def weighted_noise_of(sums: Sequence[Tensor], weights: Sequence[float], size: int) -> NoiseEstimate:
-    """The formula of docs/triggers.md for sums of weighted gradients, each over `size` samples of this total weight."""
-    w, total, batch = np.array(weights), sum(weights), size * len(sums)
+def weighted_noise_of(sums: Sequence[Tensor], weights: Sequence[float], sizes: Sequence[int]) -> NoiseEstimate:
+    """The formula of docs/triggers.md for sums of weighted gradients; each sum has a total weight and a size."""
+    w, b, total, batch = np.array(weights), np.array(sizes), sum(weights), sum(sizes)
     g = torch.stack([*sums]).sum(0).numpy() / total
-    squares = (batch / total) ** 2 * sum(float(each @ each) for each in sums) / size
-    c = batch / total**2 * float(w @ w) / size
+    squares = (batch / total) ** 2 * float((np.array([float(each @ each) for each in sums]) / b).sum())
+    c = batch / total**2 * float((w**2 / b).sum())
     trace = (squares - c * batch * float(g @ g)) / (len(sums) - c)
     return NoiseEstimate(trace, float(g @ g) - trace / batch)
 

@@ -119,7 +119,8 @@ def of_units(
         gradients = torch.autograd.grad(losses.sum(), wanted)
         sums.append(torch.cat([gradient.flatten() for gradient in gradients]))
         totals.append(float(each[rows].sum()))
-    return weighted_noise_of(sums, totals, unit) if weights else noise_of([s / unit for s in sums], [unit] * len(sums))
+    sizes = [unit] * len(sums)
+    return weighted_noise_of(sums, totals, sizes) if weights else noise_of([s / unit for s in sums], sizes)
 
 
 def unit_of(name: str) -> int:

@@ -18,6 +18,7 @@ from hvd_batchgrow.train.update.engine import UpdateEngine, UpdateResult
 from hvd_batchgrow.train.update.forward import Forward, MicroBatch
 from hvd_batchgrow.train.update.gradient_noise import NoiseEstimate
 from tests import golden
+from tests.parallel.test_noise import weighted_noise_of
 
 GROUP, NUM_GROUPS, TOKENS, FEATURES, CLASSES = 2, 6, 7, 5, 4
 BATCH = GROUP * NUM_GROUPS
@@ -127,30 +128,24 @@ def test_clipping_uses_the_norm_of_the_weighted_mean(ranks: Ranks) -> None:
 
 
 def expected_noise(per_pass: int, num_ranks: int) -> NoiseEstimate:
-    """From the definition per token, for the passes of all ranks: an estimate over tokens, then of a mean sample."""
+    """From the gradients of the passes of all ranks, by plain autograd."""
     model, (inputs, targets) = network(), sequences()
-
-    def mean_gradient(rows: Tensor) -> Tensor:
-        each, _ = token_losses(model, inputs[rows], targets[rows], LENGTHS[rows])
-        gradients = torch.autograd.grad(each.sum() / LENGTHS[rows].sum(), list(model.parameters()))
-        return torch.cat([gradient.flatten() for gradient in gradients])
-
-    spread, num_micro_batches = 0.0, 0
+    sums, weights, sizes = [], [], []
     for rank in range(num_ranks):
         mine = ghost_batches_of_rank(0, NUM_GROUPS, rank, num_ranks)
         for first in range(0, len(mine), per_pass):
             rows = torch.cat([torch.arange(g * GROUP, (g + 1) * GROUP) for g in mine[first : first + per_pass]])
-            if tokens := int(LENGTHS[rows].sum()):
-                spread += tokens * float(mean_gradient(rows).square().sum())
-                num_micro_batches += 1
-    total, norm = int(LENGTHS.sum()), float(mean_gradient(torch.arange(BATCH)).square().sum())
-    per_token = (spread - total * norm) / (num_micro_batches - 1)
-    return NoiseEstimate(per_token * BATCH / total, norm - per_token / total)
+            each, _ = token_losses(model, inputs[rows], targets[rows], LENGTHS[rows])
+            gradients = torch.autograd.grad(each.sum(), list(model.parameters()))
+            sums.append(torch.cat([gradient.flatten() for gradient in gradients]))
+            weights.append(float(LENGTHS[rows].sum()))
+            sizes.append(len(rows))
+    return weighted_noise_of(sums, weights, sizes)
 
 
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("per_pass", [1, 2])
-def test_the_noise_is_that_of_tokens_in_units_of_a_mean_sample(ranks: Ranks, per_pass: int, exact: bool) -> None:
+def test_the_noise_is_that_of_weighted_samples(ranks: Ranks, per_pass: int, exact: bool) -> None:
     engine = make_engine(ranks, per_token(), exact=exact)
     engine.measure_noise()
     found, expected = serve(engine, ranks, per_pass).noise["all"], expected_noise(per_pass, ranks.size)
