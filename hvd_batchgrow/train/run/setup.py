@@ -17,6 +17,7 @@ from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.pipeline.reader import choose_pipeline
 from hvd_batchgrow.data.sample_summary import differences, sample_summary
 from hvd_batchgrow.messages.errors import Fault, JobError, faults_of
+from hvd_batchgrow.storage.strict_json import dump_json
 from hvd_batchgrow.tasks.load_task import target_of
 from hvd_batchgrow.train.arithmetic_settings import check_same_arithmetic
 
@@ -46,8 +47,8 @@ def load_together(job: Job, ranks: Ranks, report: ReportProgress) -> Datasets:
 
 def _check_same_samples(source: Datasets, job: Job, ranks: Ranks) -> None:
     """Check that all ranks have the same sets: otherwise samples are used twice or never, or tested and trained on."""
-    ours = ranks.run_on_all(lambda: sample_summary(source))
-    theirs = json.loads(ranks.broadcast_from_rank0(lambda: json.dumps(ours).encode(), "samples"))
+    text = ranks.run_on_all(lambda: dump_json(sample_summary(source)).encode())
+    ours, theirs = (json.loads(each) for each in (text, ranks.broadcast_from_rank0(lambda: text, "samples")))
 
     def check() -> None:
         if found := differences(ours, theirs):
