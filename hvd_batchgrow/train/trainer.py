@@ -9,14 +9,11 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
-import torch
-
 from hvd_batchgrow.comm.hardware import Hardware, hardware_of
 from hvd_batchgrow.comm.ranks import CollectiveError, Ranks, RanksLost
 from hvd_batchgrow.data.order.stream import micro_batches_of_rank
-from hvd_batchgrow.data.pipeline.reader import GhostBatchStream, choose_pipeline
+from hvd_batchgrow.data.pipeline.reader import GhostBatchStream
 from hvd_batchgrow.messages.errors import ExitCode, RunError
-from hvd_batchgrow.optim.groups import is_divided
 from hvd_batchgrow.optim.lars import median_trust_ratio
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.phases import Phase
@@ -24,7 +21,6 @@ from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.rounding import period_ends
 from hvd_batchgrow.schedule.trigger import NO_EVIDENCE, Evidence
 from hvd_batchgrow.train.branch_rounds import BranchRounds
-from hvd_batchgrow.train.checkpoints.best import best_path
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
 from hvd_batchgrow.train.checkpoints.elastic_state import ElasticState
 from hvd_batchgrow.train.checkpoints.writer import CheckpointWriter, host_copy
@@ -37,7 +33,6 @@ from hvd_batchgrow.train.events import (
     Observer,
     ObserverList,
     RunEnded,
-    RunStarted,
     UpdateDone,
 )
 from hvd_batchgrow.train.liveness.stop import Stop
@@ -49,6 +44,7 @@ from hvd_batchgrow.train.rank_subsets import ranks_of_phase
 from hvd_batchgrow.train.replay_check import ReplayCheck
 from hvd_batchgrow.train.run.plan_for_ranks import plan_to_write
 from hvd_batchgrow.train.run.run_folder import write_plan
+from hvd_batchgrow.train.start_and_end import ended_at, started
 from hvd_batchgrow.train.train_state import TrainState
 from hvd_batchgrow.train.update.engine import UpdateResult
 from hvd_batchgrow.train.update.forward import MicroBatch
@@ -125,13 +121,13 @@ class Trainer:
         watched = (self.ranks, self.parts.heartbeat, self.job.logging.stall_timeout_s)
         with nullcontext() if self.is_branch else Watchdog(*watched), self.writer:
             notes = [*notes, *self._restore(checkpoint, replay)]
-            self.observers.notify("on_start", self._started(notes))
+            self.observers.notify("on_start", started(self, notes))
             try:
                 self._train_phases(stop)
             except RanksLost:  # before the start, there is nothing to keep that the next attempt does not have
                 self._keep_for_next_attempt()
                 raise
-        ended = self._ended(self._end)
+        ended = ended_at(self, self._end)
         self.observers.notify("on_end", ended)
         return ended
 
@@ -392,47 +388,6 @@ class Trainer:
     def _keep_for_next_attempt(self) -> None:
         """After ranks were lost, keep this rank's state after the last complete update."""
         self.parts.engine.changing.restore()  # undo the changes of an incomplete update
-        self.observers.notify("on_end", replace(self._ended(self.plan.schedule.end_samples), lost_ranks=True))
+        self.observers.notify("on_end", replace(ended_at(self, self.plan.schedule.end_samples), lost_ranks=True))
         # References would keep it on the device.
         self.elastic.checkpoint = self._before_work or host_copy(self.state.capture())
-
-    def _started(self, notes: Sequence[str]) -> RunStarted:
-        return RunStarted(
-            job=self.job,
-            plan=self.plan,
-            folder=self.folder,
-            samples=self.state.samples,
-            hardware=self.hardware,
-            backend=self.ranks.backend,
-            ranks=self.ranks.size,
-            threads_per_rank=torch.get_num_threads(),
-            pipeline=choose_pipeline(self.job.data, self.parts.source.train),
-            num_parameters=sum(p.numel() for p in self.parts.model.parameters()),
-            notes=tuple(notes),
-            num_frozen=sum(p.numel() for p in self.parts.model.parameters() if not p.requires_grad),
-            groups=tuple(group.describe() for group in self.parts.groups) if is_divided(self.job.optim) else (),
-            last_update=self.elastic.last_update,
-            repeats_evaluation=self.state.unfinished is not None,
-        )
-
-    def _ended(self, end_samples: int) -> RunEnded:
-        schedule, samples = self.plan.schedule, self.state.samples
-        return RunEnded(
-            job_name=self.job.name,
-            folder=self.folder,
-            done=samples >= end_samples,
-            samples=samples,
-            updates=schedule.updates_at(samples),
-            num_updates=schedule.num_updates,
-            elapsed_s=self.state.elapsed_s,
-            evaluation=self.state.evaluation,
-            best=self._best(),
-            replay_checks=self.state.replays.describe(self.state.elapsed_s) if self.job.checks.replay_every else None,
-        )
-
-    def _best(self) -> str | None:
-        """Return the result and the checkpoint of the best evaluation."""
-        best, path = self.state.best, best_path(self.folder / "checkpoints", self.state.best)
-        if path is None:
-            return None
-        return f"best {best['metric']} {best['value']:.4f} at sample {best['samples'][-1]:,}: {path}"
