@@ -35,6 +35,7 @@ class ReportCommand:
         """Write the files; print their names to stdout."""
         from hvd_batchgrow.reports.build import build_document
         from hvd_batchgrow.reports.write import write_folder, write_html
+        from hvd_batchgrow.storage.atomic import is_stream
 
         refuse_overrides(overrides)
         if not self.runs:
@@ -49,7 +50,9 @@ class ReportCommand:
         )
         out = self.out or (None if self.dir else Path("report.html"))
         if out:
-            print(f"{out}: {write_html(document, out) / 1e6:.2f} MB")
+            size = write_html(document, out)
+            if not is_stream(out):
+                print(f"{out}: {size / 1e6:.2f} MB")
         if self.dir:
             print(f"{self.dir}: {counted(write_folder(document, self.dir), 'file')}")
         return ExitCode.DONE

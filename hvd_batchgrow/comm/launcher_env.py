@@ -15,8 +15,8 @@ Backend = Literal["auto", "horovod", "torch"]
 """Library for collectives; "auto" as in `connect`."""
 
 TORCHRUN, GLOO, OPEN_MPI, OTHER_MPI = "torchrun", "horovodrun --gloo", "mpirun", "an MPI launcher"
-SRUN_PMIX, SRUN_PMI2 = "srun --mpi=pmix", "srun --mpi=pmi2"
-MPI_LAUNCHERS = (OPEN_MPI, SRUN_PMIX, SRUN_PMI2, OTHER_MPI)
+SRUN_PMIX = "srun --mpi=pmix"
+MPI_LAUNCHERS = (OPEN_MPI, SRUN_PMIX, OTHER_MPI)
 """Launchers whose ranks can use MPI."""
 
 _VARIABLES: dict[str, tuple[str, ...]] = {
@@ -24,11 +24,10 @@ _VARIABLES: dict[str, tuple[str, ...]] = {
     # set RANK.
     TORCHRUN: ("WORLD_SIZE", "RANK", "TORCHELASTIC_RESTART_COUNT"),
     OPEN_MPI: ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
-    SRUN_PMIX: ("SLURM_STEP_NUM_TASKS", "PMIX_RANK"),
-    # Before srun: in an allocation, hydra (MPICH, Intel MPI) starts one proxy per node by srun, and its ranks inherit
-    # the number of proxies in SLURM_STEP_NUM_TASKS.
+    # hydra (MPICH, Intel MPI), and srun --mpi=pmi2. Before PMIx: in an allocation, hydra starts one proxy per node by
+    # srun, and its ranks inherit the number of proxies in SLURM_STEP_NUM_TASKS and the proxy's PMIX_RANK.
     OTHER_MPI: ("PMI_SIZE", "PMI_RANK"),
-    SRUN_PMI2: ("SLURM_STEP_NUM_TASKS", "PMI_RANK"),
+    SRUN_PMIX: ("SLURM_STEP_NUM_TASKS", "PMIX_RANK"),
     # Last, because mpirun under horovodrun --mpi sets its own variables too.
     GLOO: ("HOROVOD_SIZE", "HOROVOD_RANK"),
 }

@@ -9,14 +9,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from hvd_batchgrow.data.datasets.dataset import BadSample, Dataset, Datasets
+from hvd_batchgrow.data.datasets.subset import resolve, whole_of
 from hvd_batchgrow.data.samples.reproducible import ids_to_compare
+from hvd_batchgrow.data.samples.sample_dataset import SampleDataset
 from hvd_batchgrow.data.tensor_tree import tensors_in
 
 _TOLERANCE = 1e-3
 """Largest relative difference of sums that is attributed to rounding: a user's transform may round in another way on
 another machine."""
+_LARGEST = 1e150
+"""Numbers are limited to it, so that their sum is finite."""
 
 Summary = dict[str, list[Any]]
 
@@ -24,7 +29,8 @@ Summary = dict[str, list[Any]]
 def sample_summary(source: Datasets) -> Summary:
     """Return plain values that differ if another source has other samples: a few of each set are read, spread over it.
 
-    Bytes and whole numbers are summarized by a SHA-256, other numbers by their sum and the sum of their magnitudes.
+    Bytes and whole numbers are summarized by a SHA-256. Other numbers are summarized by the sum of the finite ones, the
+    sum of their magnitudes, and a SHA-256 of which of them are finite.
     """
     sets = {"training": source.train, "validation": source.validation, "test": source.test}
     found: Summary = {}
@@ -32,8 +38,8 @@ def sample_summary(source: Datasets) -> Summary:
         if samples is None:
             continue
         found[f"the number of {name} samples"] = [len(samples)]
-        if isinstance(samples.targets, np.ndarray):
-            found[f"the {name} targets"] = [_summarized(samples.targets)]
+        if isinstance(whole_of(samples).targets, np.ndarray):
+            found[f"the {name} targets"] = [_summarized(samples.targets[np.arange(len(samples))])]
         with suppress(BadSample):  # it is reported when it is needed
             found[f"the {name} samples"] = [_summarized(part) for part in _arrays(samples)]
     return found
@@ -45,22 +51,39 @@ def differences(ours: Summary, theirs: Summary) -> list[str]:
 
 
 def _arrays(samples: Dataset) -> Iterator[NDArray[Any]]:
-    fetched = samples.fetch(ids_to_compare(len(samples)))
-    batches = [tensor.numpy() for tensor in tensors_in(fetched)] if samples.kind == "samples" else [fetched]
+    """Yield each array of a few samples, of a torch Dataset also those of their targets."""
+    ids = ids_to_compare(len(samples))
+    whole, ids_in_whole = resolve(samples, ids)
+    if isinstance(whole, SampleDataset):
+        drawn = whole.draw(np.zeros_like(ids_in_whole), ids_in_whole)
+        batches = [_as_array(tensor) for tensor in tensors_in([drawn.inputs, drawn.targets])]
+    else:
+        batches = [samples.fetch(ids)]
     yield from (np.asarray(sample) for batch in batches for sample in batch)
 
 
-def _summarized(values: NDArray[Any]) -> str | list[float]:
+def _as_array(tensor: Tensor) -> NDArray[Any]:
+    """Return a tensor's values; NumPy lacks some of torch's floating-point types."""
+    return (tensor.double() if tensor.is_floating_point() else tensor).detach().numpy()
+
+
+def _summarized(values: NDArray[Any]) -> str | list[Any]:
     if values.dtype.kind != "f":
-        return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
-    wide = values.astype(np.float64)
-    return [float(np.nansum(wide)), float(np.nansum(np.abs(wide)))]
+        return _sha256(values)
+    is_finite = np.isfinite(values)
+    wide = np.where(is_finite, values, 0).astype(np.float64).clip(-_LARGEST, _LARGEST)
+    return [float(wide.sum()), float(np.abs(wide).sum()), _sha256(is_finite)]
+
+
+def _sha256(values: NDArray[Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
 
 
 def _alike(ours: Any, theirs: Any) -> bool:
     if not (isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs)):
         return bool(ours == theirs)
-    if len(ours) == 2 and isinstance(ours[0], float):
-        scale = max(ours[1], theirs[1])
-        return all(a == b or abs(a - b) <= _TOLERANCE * scale for a, b in zip(ours, theirs, strict=True))
+    if ours and isinstance(ours[0], float):
+        (sum_a, size_a, finite_a), (sum_b, size_b, finite_b) = ours, theirs
+        tolerance = _TOLERANCE * max(size_a, size_b)
+        return bool(finite_a == finite_b and max(abs(sum_a - sum_b), abs(size_a - size_b)) <= tolerance)
     return all(map(_alike, ours, theirs))

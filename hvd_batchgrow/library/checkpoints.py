@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from functools import partial
+from io import BytesIO
 from operator import is_
 from os import PathLike
 from pathlib import Path
@@ -23,7 +24,7 @@ from hvd_batchgrow.storage.regular_files import read_regular
 from hvd_batchgrow.train.checkpoints.sealed_file import read_sealed, write_sealed
 
 _PLAIN = (int, float, complex, str, bytes, bool, type(None))
-_OF_TORCH = (Tensor, nn.Parameter, torch.Size, torch.dtype, torch.device)
+_TENSORS = (Tensor, nn.Parameter)
 _MAPPINGS, _SEQUENCES = (dict, OrderedDict, Counter), (list, tuple, set)
 _REMEDY = "save tensors, numbers, texts, and dicts, lists, tuples and sets of them"
 
@@ -83,10 +84,22 @@ def _storable(value: Any, place: str) -> Any:
     if kind in _SEQUENCES:
         parts = [_storable(part, f"{place}[{index}]") for index, part in enumerate(value)]
         return value if all(map(is_, parts, value)) else kind(parts)
-    if kind in _PLAIN or kind in _OF_TORCH or kind in torch.serialization.get_safe_globals():
+    if kind in _PLAIN or kind in _TENSORS or _is_readable(value):
         return value
     remedy = "torch.as_tensor converts it" if isinstance(value, np.ndarray) else _REMEDY
     raise RunError(f"{place} is {with_article(kind.__name__)}, which load_checkpoint could not read; {remedy}")
+
+
+def _is_readable(value: Any) -> bool:
+    """Return whether `torch.load` reads a value with `weights_only`."""
+    file = BytesIO()
+    try:
+        torch.save(value, file)
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except Exception:  # pickle raises what the value raises
+        return False
+    return True
 
 
 def _samples_of(state: Mapping[str, Any]) -> int:

@@ -59,7 +59,7 @@ class MLflow(ServiceObserver):
 
     def on_end(self, event: RunEnded) -> None:
         """Set the status: FINISHED at the end of the plan; KILLED after a stop, until the run is resumed."""
-        is_finished = event.updates >= event.num_updates
+        is_finished = event.done and event.updates >= event.num_updates
         self._client.set_terminated(self._run_id, "FINISHED" if is_finished else "KILLED")
 
     def _known_run(self, path: Path) -> str | None:

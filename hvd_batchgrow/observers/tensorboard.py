@@ -49,7 +49,8 @@ class TensorBoard(Observer):
         self._hyperparameters = dict(hyperparameters(event.job, event.plan.num_samples))
         self._prefixes = prefixes_of(event)
         old = event_files(event.folder)
-        kept = points_up_to(old, event.samples, _REPLACED)
+        repeated = {f"{prefix}/" for prefix in self._prefixes.values()} if event.repeats_evaluation else set()
+        kept = points_up_to(old, event.samples, _REPLACED, tuple(repeated))
         try:
             self._writer = SummaryWriter(str(event.folder))
         except UnicodeEncodeError:
@@ -82,7 +83,7 @@ class TensorBoard(Observer):
         """At the end of the plan, add the job's hyperparameters with its results; close the file."""
         if not self._writer:
             return
-        if event.evaluation and event.updates >= event.num_updates:
+        if event.evaluation and event.done and event.updates >= event.num_updates:
             for summary in hparams_summaries(event.job_name, self._hyperparameters, self._results(event.evaluation)):
                 self._writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]
         self._writer.close()

@@ -56,7 +56,7 @@ def _momentum(plan: Plan, before: Phase, after: Phase) -> str:
 def _new_level(plan: Plan, before: Phase, after: Phase, *, at_once: bool) -> str:
     if not after.momentum:
         return "buffer cleared"
-    if at_once:
+    if at_once and before.momentum:
         return f"buffer × {(1 - before.momentum) / (1 - after.momentum):.4g}"
     epochs = after.global_batch / (plan.num_samples * (1 - after.momentum))
     return f"buffer refills over B/(N(1-m)) = {epochs:.2g} epochs"

@@ -49,11 +49,11 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) ->
     Raises:
         OSError: the file cannot be written. Its previous content is untouched.
     """
-    path = path.resolve()
-    if path.exists() and not path.is_file():
+    if is_stream(path):
         with path.open("wb", buffering=0) as file:
             _write(file, content)
         return
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}{_UNFINISHED}")
     try:
         with temporary.open("wb", buffering=0) as file:
@@ -64,6 +64,11 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) ->
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def is_stream(path: Path) -> bool:
+    """Return whether a path leads to a device or a pipe, such as /dev/stdout, or to a folder."""
+    return path.exists() and not path.is_file()
 
 
 def _write(file: BinaryIO, content: bytes | Callable[[BinaryIO], None]) -> None:

@@ -94,7 +94,7 @@ class TrainRecord:
     elapsed_s: float | None = None
     """Wall time of the run up to here, over all attempts, with evaluations and checkpoints; None outside of a run."""
     loss_weight: float | None = None
-    """Sum of the weights of the samples in `loss`; None: the samples have no weights."""
+    """Sum of the weights of the samples in `loss`, their number if they have no weights; None: not recorded."""
     replay_checks: int = 0
     """Checks of `checks.replay_every` that have passed since the start of the run."""
 

@@ -388,6 +388,9 @@ class Trainer:
     def _keep_for_next_attempt(self) -> None:
         """After ranks were lost, keep this rank's state after the last complete update."""
         self.parts.engine.changing.restore()  # undo the changes of an incomplete update
-        self.observers.notify("on_end", replace(ended_at(self, self.plan.schedule.end_samples), lost_ranks=True))
+        ended = ended_at(self, self.plan.schedule.end_samples)
+        self.observers.notify(
+            "on_end", replace(ended, done=False, lost_ranks=True)
+        )  # work after its update may be left
         # References would keep it on the device.
         self.elastic.checkpoint = self._before_work or host_copy(self.state.capture())

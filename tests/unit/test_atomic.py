@@ -34,6 +34,24 @@ def test_a_pipe_is_written_and_stays_a_pipe(tmp_path: Path) -> None:
     assert pipe.is_fifo()
 
 
+def test_a_link_to_a_pipe_is_written() -> None:
+    """The defect: /dev/stdout leads to /proc/PID/fd/pipe:[…], a path that does not exist."""
+    read, write = os.pipe()
+    try:
+        write_atomically(Path(f"/dev/fd/{write}"), b"new")
+        assert os.read(read, 10) == b"new"
+    finally:
+        os.close(read)
+        os.close(write)
+
+
+def test_a_circle_of_links_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    write_atomically(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
+
+
 def test_a_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError):
         write_atomically(tmp_path, b"new")

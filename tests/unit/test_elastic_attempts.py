@@ -20,6 +20,8 @@ from hvd_batchgrow.cli import main
 from hvd_batchgrow.comm.broadcast_object import map_state
 from hvd_batchgrow.comm.devices import Placement, take_device
 from hvd_batchgrow.comm.ranks import RanksLost, SingleRank
+from hvd_batchgrow.observers.event_files import event_files, points_up_to
+from hvd_batchgrow.observers.tensorboard_hparams import HPARAMS_TAGS
 from hvd_batchgrow.train.checkpoints.checkpoint import newest_good
 from hvd_batchgrow.train.checkpoints.elastic_state import ElasticState
 from hvd_batchgrow.train.parts import TrainingParts
@@ -228,7 +230,7 @@ def test_ranks_lost_before_the_folder_is_open_do_not_continue_another_run(
 @pytest.mark.parametrize(
     ("collective", "call", "sections"),
     [
-        ("evaluation", 2, {}),  # of the final state
+        ("evaluation", 5, {}),  # the final one
         ("running statistics", 4, {"model": {"precise_bn_samples": 64}}),
         ("evaluation", 3, {"checkpoint": {"keep_best": "val/loss"}, "data": {"validation_fraction": 0.2}}),
         ("agreement", 3, {"checkpoint": {"keep_best": "val/loss"}, "data": {"validation_fraction": 0.2}}),
@@ -240,6 +242,22 @@ def test_ranks_lost_after_an_update_lose_nothing_that_follows_it(
     """Before, what was due after the update was skipped, because the next attempt began with the next update."""
     Path(job).write_text(tomli_w.dumps(job_tree("data", **sections, evaluation={"every_epochs": 0.4})))
     assert_unaffected(monkeypatch, job, collective, call)
+
+
+@pytest.mark.slow
+def test_a_run_that_loses_ranks_in_its_last_evaluation_is_not_done(
+    job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TensorBoard has the repeated evaluation once, and the results only of the end."""
+    sections = {"evaluation": {"every_epochs": 0.4}, "logging": {"tensorboard": True}}
+    Path(job).write_text(tomli_w.dumps(job_tree("data", **sections)))
+    assert train(monkeypatch, Losing("evaluation", 5), job) == 0
+    shown = capsys.readouterr().err
+    assert (shown.count("small: stopped after"), shown.count("small: done:")) == (1, 1)
+    points = points_up_to(event_files(Path("runs/small")), 10**9, frozenset())
+    tags = [(value.tag, event.step) for event in points for value in event.summary.value]
+    assert tags.count(("val/loss", 688)) == 1
+    assert sum("hparams" in tag for tag, _ in tags) == len(HPARAMS_TAGS)
 
 
 @pytest.mark.slow

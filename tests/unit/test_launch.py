@@ -12,7 +12,6 @@ from hvd_batchgrow.comm.launcher_env import (
     GLOO,
     OPEN_MPI,
     OTHER_MPI,
-    SRUN_PMI2,
     SRUN_PMIX,
     TORCHRUN,
     is_first_process,
@@ -43,9 +42,11 @@ from hvd_batchgrow.messages.errors import RunError
             (3, 4),
         ),
         ({"WORLD_SIZE": "4", "RANK": "3"}, None, (0, 1)),
-        ({"SLURM_STEP_NUM_TASKS": "4", "PMI_RANK": "3", "PMI_FD": "9"}, SRUN_PMI2, (3, 4)),
+        # srun --mpi=pmi2
+        ({"SLURM_STEP_NUM_TASKS": "4", "PMI_RANK": "3", "PMI_SIZE": "4", "PMI_FD": "9"}, OTHER_MPI, (3, 4)),
         # hydra in an allocation starts one proxy per node by srun, and its ranks inherit the step's variables
         ({"SLURM_STEP_NUM_TASKS": "2", "PMI_RANK": "5", "PMI_SIZE": "8"}, OTHER_MPI, (5, 8)),
+        ({"SLURM_STEP_NUM_TASKS": "2", "PMIX_RANK": "1", "PMI_RANK": "5", "PMI_SIZE": "8"}, OTHER_MPI, (5, 8)),
         # horovodrun --gloo within a step of srun
         (
             {"HOROVOD_CONTROLLER": "gloo", "HOROVOD_SIZE": "2", "HOROVOD_RANK": "1"}

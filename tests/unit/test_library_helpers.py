@@ -402,6 +402,12 @@ def test_scalars_of_numpy_are_saved_as_numbers(tmp_path: Path) -> None:
     assert found["model"]._metadata == network.state_dict()._metadata  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("value", [bytearray(b"ab"), torch.strided, torch.Size([2]), torch.per_tensor_affine])
+def test_whatever_torch_reads_back_is_saved(tmp_path: Path, value: Any) -> None:
+    save_checkpoint(path := tmp_path / "checkpoint.pt", {"samples": 8, "value": [value]}, RANKS)
+    assert load_checkpoint(path, RANKS) == {"samples": 8, "value": [value]}
+
+
 @pytest.mark.parametrize(
     ("value", "fault"),
     [

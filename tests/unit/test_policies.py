@@ -491,3 +491,6 @@ def test_transitions_say_what_happens_to_momentum_norm_and_decay() -> None:
     without = BOUNDARIES | {"boundaries_epochs": [60.0], "momenta": [0.9, 0.0], "noise_factor": 1.0}
     (line,) = describe_transitions(make_plan(optim=optim, policy="decay", **without))
     assert "momentum 0.9 → 0, buffer cleared;" in line
+    filling = without | {"momenta": [0.0, 0.9]}  # without momentum there is no buffer to multiply
+    (line,) = describe_transitions(make_plan(optim=optim | {"momentum": 0.0}, policy="decay", **filling))
+    assert "momentum 0 → 0.9, buffer refills over" in line

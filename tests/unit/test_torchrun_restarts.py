@@ -222,6 +222,12 @@ def test_one_rank_measures_gradients_in_two_micro_batches(launch: type[Restartin
         plan_for_ranks(job, SingleRank())
     with pytest.raises(JobError, match="8 is one ghost batch, so an update has one gradient"):
         plan_for_ranks(measured_job({"name": "norm_test"}, schedule={"global_batch": 8}), launch(1))
+    for cut in (
+        small_job(layout={"max_micro_batch": 20}),
+        measured_job({"name": "norm_test"}, layout={"max_micro_batch": 20}),
+    ):
+        with pytest.raises(JobError, match=r"max_micro_batch: 20 = 2\.50 ghost batches of 8"):
+            plan_for_ranks(cut, launch(1))
 
 
 @pytest.mark.parametrize(

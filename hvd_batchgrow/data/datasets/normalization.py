@@ -146,12 +146,13 @@ def finite_chunks(chunks: Iterable[NDArray[Any]], name: str) -> Iterator[NDArray
         raise RunError(f"{name}: {'; '.join(shown)}{more}")
 
 
-def loses_digits(exact: NDArray[np.longdouble], dtype: type[np.floating[Any]] = np.float64) -> bool:
-    """Return whether rounding leaves fewer than 14 bits of the differences between values, if they differ.
+def loses_digits(exact: NDArray[np.longdouble], dtype: type[np.floating[Any]] = np.float64, num_bits: int = 14) -> bool:
+    """Return whether rounding changes values by more than their range / 2^num_bits, if they differ.
 
     Args:
         exact: (n,) at least one value; longdouble has 64 bits of mantissa or more, enough for any 64-bit integer.
         dtype: to which the values are rounded.
+        num_bits: of the range that must be left.
     """
     error = np.abs(exact - exact.astype(dtype)).max()
-    return bool(error > (exact.max() - exact.min()) * 2.0**-14 > 0)
+    return bool(error > (exact.max() - exact.min()) * 2.0**-num_bits > 0)

@@ -113,10 +113,10 @@ def check_digits(targets: NDArray[Any], place: str, names: Sequence[str] = ()) -
     """
     for k, column in enumerate(targets.T):
         found = column[np.isfinite(as_float32(column))].astype(np.longdouble)
-        if len(found) and loses_digits(found, np.float32):
-            name = repr(names[k]) if names else k
+        if len(found) and loses_digits(found, np.float32, num_bits=10):
+            name, error = repr(names[k]) if names else k, np.abs(found - found.astype(np.float32)).max()
             fault = f"target {name} has values from {found.min():.12g} to {found.max():.12g}"
-            raise RunError(f"{place}: {fault}: float32 rounds away their differences; subtract a constant from it")
+            raise RunError(f"{place}: {fault}: float32 changes them by up to {error:.2g}; subtract a constant from it")
 
 
 def value_schema(targets: Any, names: Sequence[str] = ()) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 from hvd_batchgrow.config import DataSection, Job, ModelSection
 from hvd_batchgrow.config.types import PositiveFloat, Section
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError, first_fault, reason_of, unwritable
-from hvd_batchgrow.storage.atomic import write_atomically
+from hvd_batchgrow.storage.atomic import is_stream, write_atomically
 from hvd_batchgrow.storage.regular_files import read_regular
 
 Count = Annotated[int, Field(gt=0, lt=1 << 53)]
@@ -156,9 +156,10 @@ def check_out(path: Path) -> None:
     """Check, before a measurement, that `save_probe` can write there. Raises RunError."""
     if path.is_dir():
         raise RunError(f"--out {path} is a folder; nearest: {path / 'PROBE.json'}")
-    if not os.access(path.resolve().parent, os.W_OK):
-        state = "cannot be written" if path.resolve().parent.is_dir() else "does not exist"
-        raise RunError(f"--out {path}: the folder {path.resolve().parent} {state}")
+    folder = Path(os.path.realpath(path)).parent
+    if not is_stream(path) and not os.access(folder, os.W_OK):
+        state = "cannot be written" if folder.is_dir() else "does not exist"
+        raise RunError(f"--out {path}: the folder {folder} {state}")
 
 
 def save_probe(path: Path, probe: Probe) -> None:

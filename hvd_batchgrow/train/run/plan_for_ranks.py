@@ -16,6 +16,7 @@ from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.policy import compile_stages
 from hvd_batchgrow.schedule.rounding import half_up
 from hvd_batchgrow.schedule.stages import make_start
+from hvd_batchgrow.schedule.validation.job_check import one_gradient
 from hvd_batchgrow.train.run.phase_range import check_width
 from hvd_batchgrow.train.update.gradients import check_wire_type, wire_type_of
 
@@ -122,10 +123,9 @@ def _measurable_plan(job: Job, num_ranks: int, num_samples: int, decisions: Sequ
     try:
         return compile_plan(job, num_ranks, num_samples, None, decisions)
     except JobError as error:
-        ghost_batch = job.model.ghost_batch
-        half = half_up(job.schedule.enlarged_batch) // 2 // ghost_batch * ghost_batch
-        paths = {fault.path for fault in error.faults}
-        if paths != {"layout.max_micro_batch"} or not 0 < half < job.micro_batch_limit:
+        ghost_batch, batch = job.model.ghost_batch, half_up(job.schedule.enlarged_batch)
+        half = batch // 2 // ghost_batch * ghost_batch
+        if [*error.faults] != [one_gradient(job, batch)] or half == 0:
             raise
     layout = job.layout.model_copy(update={"max_micro_batch": half})
     return compile_plan(job.model_copy(update={"layout": layout}), num_ranks, num_samples, None, decisions)

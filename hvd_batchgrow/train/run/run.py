@@ -143,7 +143,7 @@ def _train_in_folder(
     plan, shown = plans
     folder = options.runs_dir / shown.job.name
     if folder.is_symlink():
-        folder = folder.resolve()  # --overwrite replaces the real folder
+        folder = Path(os.path.realpath(folder))  # --overwrite replaces the real folder
     with RunLock(folder) as lock, ExitStack() as stack:
         ranks.run_on_rank0(lambda: lock.take(report, LOCK_WAIT_S if ranks.restarts else 0.0))
         observers = ranks.run_on_rank0(make_observers) or ()
