@@ -7,13 +7,14 @@ import socket
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Literal
 
 import torch
 
 from hvd_batchgrow.comm.ranks import CollectiveError, Ranks
 from hvd_batchgrow.messages.errors import UNNAMED, ExitCode, Fault, JobError, faults_of
-from hvd_batchgrow.messages.wording import counted
+from hvd_batchgrow.messages.wording import counted, listed
 from hvd_batchgrow.storage.strict_json import dump_json
 
 DeviceKey = Literal["auto", "cuda", "cpu"]
@@ -27,6 +28,10 @@ class VisibleGpus:
     host: str
     uuids: tuple[str, ...]
     """In the order of their indices on this rank."""
+
+
+_Gpu = tuple[str, str]
+"""Host and UUID."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +56,11 @@ class DeviceAssignment:
 def assign_devices(seen: Sequence[VisibleGpus], device: DeviceKey, ranks_per_gpu: int | None) -> DeviceAssignment:
     """Assign a device to each rank.
 
-    Each rank takes the visible GPU that the fewest ranks of its host have taken, the first of several. Ranks that see
-    few GPUs choose before those that see more. If all see the same, that is number `local_rank % visible`. GPUs are
-    distinguished by their UUIDs, because the ranks of a host may see the same ones, others, or some in common.
+    As few ranks as possible share a GPU. Each rank takes the visible GPU that the fewest ranks of its host have taken,
+    the first of several. Ranks that see few GPUs choose before those that see more, and a rank that has chosen moves to
+    another GPU if a later one would have to share otherwise. If all see the same, a rank takes number
+    `local_rank % visible`. GPUs are distinguished by their UUIDs, because the ranks of a host may see the same ones,
+    others, or some in common.
 
     Args:
         seen: what each rank sees.
@@ -75,31 +82,69 @@ def assign_devices(seen: Sequence[VisibleGpus], device: DeviceKey, ranks_per_gpu
         return DeviceAssignment(on_cpu, no_gpus)
     if without:
         views = dict.fromkeys((view.host, counted(len(view.uuids), "GPU")) for view in seen)
-        listed = "; ".join(f"a rank on {host} sees {gpus}" for host, gpus in views)
-        fault = f'all ranks must use the same kind of device, but {listed}. Use other hosts, or device = "cpu"'
+        texts = "; ".join(f"a rank on {host} sees {gpus}" for host, gpus in views)
+        fault = f'all ranks must use the same kind of device, but {texts}. Use other hosts, or device = "cpu"'
         raise JobError([Fault("layout.device", fault)])
-    used: Counter[tuple[str, str]] = Counter()
-    chosen = {}
-    for rank, view in sorted(enumerate(seen), key=lambda one: len(one[1].uuids)):
-        chosen[rank] = min(range(len(view.uuids)), key=lambda index: used[view.host, view.uuids[index]])
-        used[view.host, view.uuids[chosen[rank]]] += 1
-    indices = tuple(chosen[rank] for rank in range(len(seen)))
-    shared = max(used.values())
-    if shared > (ranks_per_gpu or 1):
-        _refuse_sharing(seen, used, ranks_per_gpu or 1)
+    limit = ranks_per_gpu or 1
+    needed, indices = next((most, found) for most in count(1) if isinstance(found := _choose(seen, most), tuple))
+    if needed > limit:
+        _refuse_sharing(seen, limit, needed)
+    used = Counter((view.host, view.uuids[index]) for view, index in zip(seen, indices, strict=True))
     per_host = tuple(Counter(host for host, _ in used).values())
-    return DeviceAssignment(indices, per_host, shared, _unused(seen, set(used), "one rank uses one GPU"))
+    return DeviceAssignment(indices, per_host, max(used.values()), _unused(seen, set(used), "one rank uses one GPU"))
 
 
-def _refuse_sharing(seen: Sequence[VisibleGpus], used: Counter[tuple[str, str]], limit: int) -> None:
-    host = max(used, key=lambda gpu: used[gpu])[0]
-    num_ranks = sum(view.host == host for view in seen)
-    num_gpus = len({uuid for view in seen if view.host == host for uuid in view.uuids})
-    most = max(used.values())
+def _choose(seen: Sequence[VisibleGpus], most: int) -> tuple[int, ...] | set[_Gpu]:
+    """Return the index of each rank's GPU, with at most `most` ranks on each GPU.
+
+    If the GPUs that a rank sees are all taken, one of their ranks moves to another GPU, and so on: the augmenting paths
+    of a bipartite matching, which find an assignment if there is one. If not, return GPUs that are too few for the
+    ranks that see no others.
+    """
+    taken: dict[_Gpu, list[int]] = {gpu: [] for view in seen for gpu in _gpus(view)}
+    for rank, _ in sorted(enumerate(seen), key=lambda one: len(one[1].uuids)):
+        tried: set[_Gpu] = set()
+        if not _take(rank, seen, most, taken, tried):
+            return tried
+    chosen = {rank: gpu for gpu, ranks in taken.items() for rank in ranks}
+    return tuple(_gpus(view).index(chosen[rank]) for rank, view in enumerate(seen))
+
+
+def _take(rank: int, seen: Sequence[VisibleGpus], most: int, taken: dict[_Gpu, list[int]], tried: set[_Gpu]) -> bool:
+    """Give a rank a GPU that is not in `tried`, to which this adds; return whether that was possible."""
+    for gpu in sorted(_gpus(seen[rank]), key=lambda gpu: len(taken[gpu])):
+        if gpu in tried:
+            continue
+        tried.add(gpu)
+        if len(taken[gpu]) == most:
+            mover = next((other for other in taken[gpu] if _take(other, seen, most, taken, tried)), None)
+            if mover is None:
+                continue
+            taken[gpu].remove(mover)
+        taken[gpu].append(rank)
+        return True
+    return False
+
+
+def _gpus(view: VisibleGpus) -> list[_Gpu]:
+    return [(view.host, uuid) for uuid in view.uuids]
+
+
+def _refuse_sharing(seen: Sequence[VisibleGpus], limit: int, needed: int) -> None:
+    few = _choose(seen, limit)
+    assert isinstance(few, set), "more ranks must share a GPU than the limit"
+    ranks = [rank for rank, view in enumerate(seen) if few.issuperset(_gpus(view))]
+    host, allowed = seen[ranks[0]].host, limit * len(few)
+    if few.issuperset(gpu for view in seen if view.host == host for gpu in _gpus(view)):
+        see = f"{counted(len(ranks), 'rank')} {'sees' if len(ranks) == 1 else 'see'} {counted(len(few), 'GPU')}"
+        remedy = f"launch {allowed} there"
+    else:
+        uuids = list(dict.fromkeys(uuid for rank in ranks for uuid in seen[rank].uuids))
+        see = f"ranks {listed(ranks)} see no other GPU than {listed(uuids)}"
+        remedy = "let them see others"
     fault = (
-        f"{limit} allows {counted(limit * num_gpus, 'rank')} on {host}, where {counted(num_ranks, 'rank')} "
-        f"{'sees' if num_ranks == 1 else 'see'} {counted(num_gpus, 'GPU')}; launch {limit * num_gpus} there, "
-        f"or set layout.ranks_per_gpu = {most}, which sums gradients over Gloo instead of NCCL"
+        f"{limit} allows {counted(allowed, 'rank')} on {host}, where {see}; {remedy}, "
+        f"or set layout.ranks_per_gpu = {needed}, which sums gradients over Gloo instead of NCCL"
     )
     raise JobError([Fault("layout.ranks_per_gpu", fault)])
 

@@ -26,7 +26,10 @@ def _check_device(value: object) -> object:
 
 
 class LayoutSection(Section):
-    """`[layout]`: how a global batch is split over ranks and micro-batches. It changes results by rounding only."""
+    """`[layout]`: how a global batch is split over ranks and micro-batches.
+
+    It changes results by rounding only. With update.precision = "float16" it also decides which updates overflow.
+    """
 
     max_micro_batch: PositiveInt | None = None
     """Largest micro-batch: samples of one forward and backward pass on one rank, a multiple of γ. None: the largest

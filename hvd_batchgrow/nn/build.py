@@ -21,6 +21,7 @@ from hvd_batchgrow.nn.ghost.convert import fuse_relu
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
 from hvd_batchgrow.nn.hadamard import fix_classifier
 from hvd_batchgrow.nn.load_weights import load_weights
+from hvd_batchgrow.nn.modes import modes_of
 from hvd_batchgrow.nn.norm_gradients import refuse_compiled
 from hvd_batchgrow.nn.own_network import load_own, try_own
 from hvd_batchgrow.nn.state.forward_state import NUM_SAMPLES as NUM_TRIAL
@@ -45,8 +46,10 @@ def build_model(job: Job, form: InputForm, num_classes: int) -> nn.Module:
     network = _build(job, form, num_classes)
     faults = freeze(network, job.model.freeze) if job.model.freeze else []
     norms = list(ghost_norms(network))
-    if job.model.precise_bn_samples and all(norm.frozen for norm in norms):
-        why = "model.freeze freezes all norms" if norms else f"{job.model.name} has no batch norm"
+    in_training = modes_of(network, training=True)
+    if job.model.precise_bn_samples and not any(in_training[norm] for norm in norms):
+        frozen = "model.freeze freezes" if job.model.freeze else f"{job.model.name} keeps in evaluation mode"
+        why = f"{frozen} all norms" if norms else f"{job.model.name} has no batch norm"
         faults.append(Fault("model.precise_bn_samples", f"has no effect: {why}"))
     if faults:
         raise JobError(faults, job.name)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.nn.keyed_random import KeyedModule, fewest_bits
+from hvd_batchgrow.nn.modes import modes_of
+from hvd_batchgrow.nn.overridden import has_hooks, has_own_methods
 
 Unit = Literal["value", "channel", "sample"]
 
@@ -38,9 +40,7 @@ class KeyedDropout(KeyedModule):
 
     def __init__(self, p: float = 0.5, unit: Unit = "value", *, rescale: bool = True, inplace: bool = False) -> None:
         super().__init__()
-        if not 0 <= p < 1:
-            raise ValueError(f"p = {p} must be in [0, 1)")
-        self.p = p
+        self.drop_prob = p
         self.unit = unit
         self.rescale = rescale
         self.inplace = inplace
@@ -61,6 +61,17 @@ class KeyedDropout(KeyedModule):
             return torch.rand(shape, device=x.device) >= self.p
         return (bits >= fewest_bits(self.p)).view(shape)
 
+    @property
+    def drop_prob(self) -> float:
+        """`p`, under the name in timm's `DropPath`. Setting it raises ValueError for a value that is not in [0, 1)."""
+        return self.p
+
+    @drop_prob.setter
+    def drop_prob(self, p: float) -> None:
+        if not 0 <= p < 1:
+            raise ValueError(f"p = {p} must be in [0, 1)")
+        self.p = p
+
     def extra_repr(self) -> str:
         """Return the arguments that `print(model)` shows."""
         others = ("" if self.rescale else ", rescale=False") + (", inplace=True" if self.inplace else "")
@@ -71,7 +82,9 @@ def convert_dropout(model: nn.Module) -> nn.Module:
     """Replace the dropout modules of torch, timm and torchvision by keyed dropout.
 
     These are `nn.Dropout`, `nn.Dropout1d` … `3d`, timm's `DropPath` and torchvision's `StochasticDepth` in mode
-    "row". Others, such as `nn.AlphaDropout` and calls of `nn.functional`, are not replaced.
+    "row". Others, such as `nn.AlphaDropout`, your own classes of these names, and calls of `nn.functional`, are not
+    replaced. Neither are modules with hooks or with a mode that `model.train()` or `model.eval()` sets by itself, such
+    as dropout that stays in evaluation mode in training.
 
     Args:
         model: changed in place.
@@ -79,7 +92,9 @@ def convert_dropout(model: nn.Module) -> nn.Module:
     Returns:
         The model, or a keyed dropout if the model itself is a dropout module.
     """
-    keyed = {module: made for module in model.modules() if (made := _keyed(module))}
+    in_training, in_evaluation = modes_of(model, training=True), modes_of(model, training=False)
+    follows = [module for module in model.modules() if in_training[module] and not in_evaluation[module]]
+    keyed = {module: made for module in follows if (made := _keyed(module))}
     for parent in list(model.modules()):
         for name, child in parent._modules.items():  # named_children() omits the second name of a shared module
             if child in keyed:
@@ -88,7 +103,9 @@ def convert_dropout(model: nn.Module) -> nn.Module:
 
 
 def _keyed(module: nn.Module) -> KeyedDropout | None:
-    """Return the keyed dropout that replaces a module; None if the module is not a known dropout."""
+    """Return the keyed dropout that replaces a module; None if the module is not a known dropout, or has hooks."""
+    if has_hooks(module) or has_own_methods(module):
+        return None
     made = _from_torch(module) or _from_timm(module) or _from_torchvision(module)
     return made.train(module.training) if made else None
 
@@ -104,13 +121,19 @@ def _from_torch(module: nn.Module) -> KeyedDropout | None:
 
 def _from_timm(module: nn.Module) -> KeyedDropout | None:
     p = getattr(module, "drop_prob", None)
-    if type(module).__name__ != "DropPath" or not isinstance(p, (int, float)) or p >= 1:
+    if not _is(module, "timm", "DropPath") or not isinstance(p, (int, float)) or p >= 1:
         return None
     return KeyedDropout(p, "sample", rescale=getattr(module, "scale_by_keep", True))
 
 
 def _from_torchvision(module: nn.Module) -> KeyedDropout | None:
-    if type(module).__name__ != "StochasticDepth" or getattr(module, "mode", None) != "row":
+    if not _is(module, "torchvision", "StochasticDepth") or getattr(module, "mode", None) != "row":
         return None
     p = getattr(module, "p", 1.0)
     return KeyedDropout(p, "sample") if p < 1 else None
+
+
+def _is(module: nn.Module, package: str, name: str) -> bool:
+    """Return whether a package defines the module's class, without importing the package."""
+    kind = type(module)
+    return kind.__name__ == name and kind.__module__.partition(".")[0] == package

@@ -40,12 +40,16 @@ class KeyedModule(nn.Module):
         """Return random integers in [0, 2²⁴), int64 (samples, values); None outside an update: samples have no keys.
 
         Raises:
-            ValueError: the number of keys is not the number of samples.
+            ValueError: the number of keys is not the number of samples, such as for an input (steps, samples, …).
         """
         if self._keys is None or self._keys_of_place is None:
             return None
         if len(self._keys) != num_samples:
-            raise ValueError(f"{self.kind} got {num_samples} samples, but keys for {len(self._keys)}")
+            raise ValueError(
+                f"{self.kind} got an input whose first dimension is {num_samples}, for {len(self._keys)} samples: the "
+                "first dimension must be the sample, so use batch_first=True, transpose after the dropout, or reshape "
+                "to (samples, …) before it"
+            )
         call = self._count_call()
         keys = _mix(self._keys + _signed(STEP * (self._place << 32 | call))) if call else self._keys_of_place
         counters = torch.arange(1, 1 + num_values, device=device)

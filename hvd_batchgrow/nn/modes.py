@@ -17,3 +17,10 @@ def kept_modes(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def modes_of(model: nn.Module, *, training: bool) -> dict[nn.Module, bool]:
+    """Return whether each module is in training mode after `model.train(training)`, which a network may override."""
+    with kept_modes(model):
+        model.train(training)
+        return {module: module.training for module in model.modules()}

@@ -173,6 +173,8 @@ def _with_ghost_norms(job: Job, made: nn.Module) -> nn.Module:
         network = convert_ghost_batch_norm(made, ghost_batch, momentum=job.model.bn_momentum)
     except ValueError as error:
         raise _refusal(job, f"{job.model.name}: {_in_one_line(error)}") from error
+    except Exception as error:  # the user's own train() or eval()
+        raise _refusal(job, f"{job.model.name}: its train() or eval() failed: {describe_error(error)}") from error
     for norm in ghost_norms(network):
         if ghost_batch == 1:
             raise JobError([Fault("model.ghost_batch", single_sample_fault(job.model.name))], job.name)

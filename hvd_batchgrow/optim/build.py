@@ -132,7 +132,8 @@ def set_betas(optimizer: torch.optim.Optimizer, group: dict[str, Any], beta1: fl
     Adam divides its average of squares by 1 - β₂^t, the sum of the weights of all t squares. If β₂ becomes β₂', t
     becomes t' = t ln β₂ / ln β₂', so that the sum stays that of the average. It divides its average of gradients by
     1 - β₁^t, which becomes 1 - β₁'^t', so the average is multiplied by the ratio of the two; with β₁' = β₁^κ and
-    β₂' = β₂^κ it is 1. Optimizers that correct by a product of all β₁, as NAdam does, need no such factor.
+    β₂' = β₂^κ it is 1. Optimizers that correct by a product of all β₁, as NAdam does, need no such factor. With β₂ = 0
+    the sum is 1 from the first step on, and a later t' is so large that it stays 1.
 
     Args:
         optimizer: the group's.
@@ -150,8 +151,10 @@ def set_betas(optimizer: torch.optim.Optimizer, group: dict[str, Any], beta1: fl
         if "step" not in state:  # Lion and others without a correction
             continue
         weights = _sum_of_weights(before[0], state["step"])
-        if after[1] != before[1] and min(after[1], before[1]) > 0:
+        if 0 < before[1] != after[1] > 0:
             state["step"].mul_(math.log(before[1]) / math.log(after[1]))
+        elif before[1] == 0 < after[1]:  # t' without limit; at this one 1 - β₂'^t' is 1 in float64
+            state["step"].sign_().mul_(math.log(2**-64) / math.log(after[1]))
         if "exp_avg" in state and "mu_product" not in state:
             ratio = _sum_of_weights(beta1, state["step"]) / weights
             state["exp_avg"].mul_(ratio.nan_to_num(1.0))  # NaN: both are 0, as long as no step was applied

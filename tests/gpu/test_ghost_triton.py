@@ -97,6 +97,18 @@ def test_output_statistics_and_gradients_are_those_of_pytorch(
         torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("case", [CASES["rows"], CASES["columns, a tile each split"]])
+def test_weight_and_bias_may_be_views(case: Case, device: torch.device) -> None:
+    """The defect: the kernels read the values between those of the views."""
+    x, upstream = drawn(case, device), drawn(case, device, seed=3)
+    of = parameters(case.shape[1], device)
+    weight, bias = (torch.stack((p.detach(), p.detach() + 9), 1)[:, 0].requires_grad_() for p in of)
+    assert not weight.is_contiguous()
+    found, right = results(x, weight, bias, upstream, relu=True), results(x, *of, upstream, relu=True)
+    for value, expected in zip(found, right, strict=True):
+        assert torch.equal(value, expected)
+
+
 @every_case
 @pytest.mark.parametrize("relu", [True, False])
 def test_the_kept_sums_are_the_gradients_of_single_ghost_batches(case: Case, device: torch.device, relu: bool) -> None:

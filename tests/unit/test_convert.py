@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 from hvd_batchgrow.nn.ghost.convert import GhostBatchNormAct2d, convert_ghost_batch_norm, fuse_relu
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm, GhostBatchNorm1d, GhostBatchNorm2d, ghost_norms
-from hvd_batchgrow.nn.ghost.running_statistics import reestimate_running_statistics
+from hvd_batchgrow.nn.ghost.running_statistics import (
+    reestimate_running_statistics,
+    set_running_statistics,
+    sum_statistics,
+)
 
 GHOST = 4
 
@@ -170,6 +177,63 @@ def test_norms_without_a_bias_are_converted() -> None:
     torch.testing.assert_close(y, expected)
     (found,) = torch.autograd.grad(y.pow(3).sum(), [*converted.parameters()])
     assert ((found - of_weight).abs() <= 4 * torch.finfo(torch.float32).eps * size).all()
+
+
+class NormsInEvaluation(nn.Module):
+    """Keeps norms in evaluation mode: the first by its name, others by their class, as mmcv's `norm_eval` does."""
+
+    def __init__(self, kind: type[nn.Module]) -> None:
+        super().__init__()
+        self.kind = kind
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(144, 5), nn.BatchNorm1d(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stem(x))  # type: ignore[no-any-return]
+
+    def train(self, mode: bool = True) -> NormsInEvaluation:
+        super().train(mode)
+        self.stem[1].eval()
+        for module in self.modules():
+            if isinstance(module, self.kind):
+                module.eval()
+        return self
+
+
+@pytest.mark.parametrize(
+    ("kind", "trained"),
+    [(_BatchNorm, []), (nn.BatchNorm1d, []), (nn.LayerNorm, ["head.2.running_mean", "head.2.running_var"])],
+    ids=str,
+)
+def test_norms_that_the_network_keeps_in_evaluation_stay_there(kind: type[nn.Module], trained: list[str]) -> None:
+    """One ghost batch, so torch's norms are the reference. The defect: ghost norms are of no class that they know."""
+    plain, images = NormsInEvaluation(kind), torch.randn(GHOST, 3, 8, 8) + 1
+    first = {name: value.clone() for name, value in plain.state_dict().items()}
+    ghost = convert_ghost_batch_norm(copy.deepcopy(plain), GHOST)
+    torch.testing.assert_close(ghost.train()(images), plain.train()(images))
+    found, expected = ghost.state_dict(), plain.state_dict()
+    torch.testing.assert_close(found, {name: expected[name] for name in found})
+    assert [name for name, value in found.items() if not torch.equal(value, first[name])] == trained
+    before = {name: value.clone() for name, value in found.items()}
+    sums, counts = sum_statistics(ghost, [images, images], lambda statistics: statistics.sum(0))
+    assert counts.tolist() == [0, 2 if trained else 0]
+    if trained:
+        set_running_statistics(ghost, sums, counts)
+        inputs = ghost.head[:2](ghost.stem(images))  # type: ignore[index, operator]
+        torch.testing.assert_close(ghost.get_buffer("head.2.running_mean"), inputs.mean(0))
+    assert all(torch.equal(value, before[name]) for name, value in ghost.state_dict().items() if name not in trained)
+    assert not any(module.training for module in ghost.eval().modules())
+
+
+def test_a_norm_that_the_network_keeps_in_training_is_refused() -> None:
+    class Adapting(nn.Sequential):
+        def train(self, mode: bool = True) -> Adapting:
+            super().train(mode)
+            self[1].train()
+            return self
+
+    with pytest.raises(ValueError, match=r"\n  1: is in training mode when the network is evaluated, where a ghost"):
+        convert_ghost_batch_norm(Adapting(nn.Linear(3, 3), nn.BatchNorm1d(3)), GHOST)
 
 
 def test_all_norms_that_cannot_be_converted_are_named() -> None:

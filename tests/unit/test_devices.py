@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -62,6 +65,12 @@ def test_the_keys_of_rank_0_count(monkeypatch: pytest.MonkeyPatch) -> None:
         ([on("a", "0", "1"), on("a", "1", "0")], (0, 0)),
         # The second rank sees one GPU only, so the first takes the other one.
         ([on("a", "0", "1"), on("a", "0")], (1, 0)),
+        # The ranks that see C must leave B to the first one: it takes A at first, and moves.
+        ([on("a", "A", "B"), on("a", "A", "C"), on("a", "A", "C")], (1, 1, 0)),
+        # Two moves: rank 0 is the only one that sees D, and rank 1 takes B from it.
+        ([on("a", "B", "D"), on("a", "A", "B"), on("a", "A", "C"), on("a", "A", "C")], (1, 1, 1, 0)),
+        # The same on a second host, with GPUs of the same names.
+        ([on(host, *gpus) for host in "ab" for gpus in ("AB", "AC", "AC")], (1, 1, 0, 1, 1, 0)),
         (whole(0, 0) + [on("a")] * 3, (None, None, None)),
     ],
 )
@@ -100,6 +109,13 @@ def test_a_gpu_that_is_not_used_is_never_silent(seen: list[VisibleGpus], device:
             "2 allows 2 ranks on a, where 4 ranks see 1 GPU; launch 2 there, or set layout.ranks_per",
         ),
         (whole(2, 2, "a") + whole(2, 1, "b"), None, "1 allows 1 rank on b, where 2 ranks see 1 GPU"),
+        # Enough GPUs on the host, but not for three of its ranks.
+        (
+            [on("a", "A", "B"), on("a", "C", "D"), on("a", "B", "A"), on("a", "A"), on("b", "A", "B")],
+            None,
+            "1 allows 2 ranks on a, where ranks 0, 2, 3 see no other GPU than A, B; let them see others, "
+            "or set layout.ranks_per_gpu = 2, which",
+        ),
     ],
 )
 def test_more_ranks_than_gpus_are_refused_with_the_arithmetic(
@@ -115,6 +131,26 @@ def test_ranks_share_gpus_if_the_job_allows_it() -> None:
     assert (found.indices, found.ranks_per_gpu) == ((0, 1, 0, 1), 2)
     # Permission to share does not make ranks share.
     assert assign_devices(whole(2, 2), "auto", 2).ranks_per_gpu == 1
+    found = assign_devices([on("a", "A", "B"), on("a", "A", "C"), on("a", "A", "C")], "auto", 2)
+    assert (found.indices, found.ranks_per_gpu) == ((1, 1, 0), 1)
+
+
+def test_the_gpus_of_each_host_are_in_the_order_of_the_ranks() -> None:
+    assert assign_devices(whole(4, 4, "a") + whole(2, 2, "b"), "auto", None).gpus_per_host == (4, 2)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_an_assignment_is_found_if_there_is_one(seed: int) -> None:
+    """Against all possible choices of 4 ranks."""
+    generator = np.random.default_rng(seed)
+    seen = [on("a", *generator.permutation([*"ABCDE"])[: generator.integers(1, 4)].tolist()) for _ in range(4)]
+    least = min(max(Counter(gpus).values()) for gpus in itertools.product(*(view.uuids for view in seen)))
+    found = assign_devices(seen, "auto", 4)
+    used = Counter(view.uuids[index] for view, index in zip(seen, found.indices, strict=True) if index is not None)
+    assert max(used.values()) == found.ranks_per_gpu == least
+    if least > 1:
+        with pytest.raises(JobError, match=rf"or set layout.ranks_per_gpu = {least}, which"):
+            assign_devices(seen, "auto", least - 1)
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda"])

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.data.order.splitmix import mix
 from hvd_batchgrow.nn import keyed_random
+from hvd_batchgrow.nn.checks.layout_hazards import layout_hazards
 from hvd_batchgrow.nn.dropout import KeyedDropout, Unit, convert_dropout
 from hvd_batchgrow.nn.keyed_random import keyed_modules, sample_keys, set_sample_keys
 
@@ -141,7 +142,11 @@ def test_without_keys_it_draws_from_torchs_generator_and_in_evaluation_not_at_al
 
 
 def test_keys_of_other_samples_are_refused() -> None:
-    with pytest.raises(ValueError, match="dropout got 6 samples, but keys for 4"):
+    with pytest.raises(
+        ValueError,
+        match=r"^dropout got an input whose first dimension is 6, for 4 samples: the first dimension must be the "
+        r"sample, so use batch_first=True, transpose after the dropout, or reshape to",
+    ):
         dropped(torch.ones(6, 2), keys(4))
     with pytest.raises(ValueError, match="p = 1"):
         KeyedDropout(1)
@@ -164,6 +169,9 @@ class StochasticDepth(nn.Module):
     def __init__(self, p: float, mode: str) -> None:
         super().__init__()
         self.p, self.mode = p, mode
+
+
+DropPath.__module__, StochasticDepth.__module__ = "timm.layers.drop", "torchvision.ops.stochastic_depth"
 
 
 class OwnDropout(nn.Dropout):
@@ -189,3 +197,64 @@ def test_known_dropouts_are_converted_and_others_are_not() -> None:
     assert model[0] is model[5]
     assert len(keyed_modules(model)) == 5
     assert isinstance(convert_dropout(nn.Dropout(0.5)), KeyedDropout)
+
+
+def test_your_own_class_of_the_same_name_is_not_replaced() -> None:
+    """The defect: in evaluation this one, of Huang et al. 2016, multiplies by 1 - p, and its replacement did not."""
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        return x * (torch.rand(len(x), 1) >= self.drop_prob) if self.training else x * (1 - self.drop_prob)  # type: ignore[operator]
+
+    for like in (DropPath(0.5), StochasticDepth(0.5, "row")):
+        kind = type(type(like).__name__, (nn.Module,), {"forward": forward, "drop_prob": 0.5, "p": 0.5, "mode": "row"})
+        model = convert_dropout(nn.Sequential(kind())).eval()
+        assert model(torch.ones(2, 1)).tolist() == [[0.5], [0.5]]
+
+
+def test_dropout_with_hooks_or_its_own_methods_is_not_replaced() -> None:
+    """The defect: the keyed dropout had no hooks. Now the random numbers are reported, as those of other modules."""
+    hooked, own, pre = nn.Dropout(0.5), nn.Dropout(0.5), nn.Dropout2d(0.5)
+    hooked.register_forward_hook(lambda module, inputs, output: output * 10)
+    pre.register_forward_pre_hook(lambda module, inputs: None)
+    own.forward = lambda input: input + 1  # type: ignore[method-assign]
+    model = nn.Sequential(nn.Dropout(0.1), hooked, own, pre)
+    convert_dropout(model)
+    assert [type(module) for module in model] == [KeyedDropout, nn.Dropout, nn.Dropout, nn.Dropout2d]
+    assert model[1:3].eval()(torch.ones(1)).tolist() == [11]
+    assert layout_hazards(nn.Sequential(nn.Linear(6, 5), hooked, nn.Linear(5, 3)), (6,)) == [
+        "1: random numbers that are not keyed by sample"
+    ]
+
+
+class OwnModes(nn.Sequential):
+    """Sets the mode of its dropout modules by their class."""
+
+    kept = False
+
+    def train(self, mode: bool = True) -> OwnModes:
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module.train(self.kept)
+        return self
+
+
+def test_dropout_whose_mode_the_network_sets_keeps_it() -> None:
+    """The defect: the network did not find the keyed dropout, so that it dropped in training."""
+    model = OwnModes(nn.Dropout(0.5), nn.Dropout2d(0.5))
+    convert_dropout(model)
+    assert [type(module) for module in model] == [nn.Dropout, KeyedDropout]
+    assert [module.training for module in model.train()] == [False, True]
+    model = OwnModes(nn.Dropout(0.5))
+    model.kept = True
+    assert convert_dropout(model).eval()[0].training, "Monte Carlo dropout: random also in evaluation"  # type: ignore[index]
+
+
+def test_a_schedule_of_drop_path_sets_the_probability_by_timms_name() -> None:
+    module = convert_dropout(DropPath(0.1))
+    assert isinstance(module, KeyedDropout)
+    module.drop_prob = 0.9
+    assert (module.p, module.drop_prob) == (0.9, 0.9)
+    with pytest.raises(ValueError, match=r"p = 1 must be in \[0, 1\)"):
+        module.drop_prob = 1
+    assert module.p == 0.9

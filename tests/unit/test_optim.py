@@ -117,6 +117,23 @@ def test_a_new_beta1_keeps_adams_average_unbiased(name: str, updates: int, betas
         torch.testing.assert_close(before - weight.detach(), torch.full_like(before, 1e-3), rtol=2e-3, atol=0)
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+@pytest.mark.parametrize("updates", [0, 1, 5])
+@pytest.mark.parametrize("betas", [(0.9, 0.99), (0.5, 0.999)], ids=str)
+def test_averages_stay_unbiased_after_a_phase_with_a_beta2_of_0(
+    name: str, updates: int, betas: tuple[float, float]
+) -> None:
+    """As above, each step is the learning rate. The defect: 0.1 of it after 1 update with β₂ = 0."""
+    model, optimizer = make(name=name, lr=1e-3, betas=(0.9, 0.0), eps=1e-12)
+    weight = next(model.parameters())
+    first, later = (replace(PHASE, lr=1e-3, momentum=b1, beta2=b2) for b1, b2 in ((0.9, 0.0), betas))
+    for phase in [*[first] * updates, *[later] * 4, *[first] * 2, *[later] * 2]:
+        before = weight.detach().clone()
+        set_hyperparameters(optimizer, phase)
+        step(model, optimizer)
+        torch.testing.assert_close(before - weight.detach(), torch.full_like(before, 1e-3), rtol=2e-3, atol=0)
+
+
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.Adamax, torch.optim.NAdam])
 def test_a_new_beta1_keeps_the_average_of_torchs_other_adams_unbiased(kind: Any) -> None:
     """Under a gradient of 1, each average is 1 and no step differs. NAdam corrects by a product of all β₁."""

@@ -67,6 +67,18 @@ NETS = """
             self.norm.eval()
             return self
 
+    class ByClass(Net):
+        def train(self, mode=True):
+            super().train(mode)
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+            return self
+
+    class NoTrain(Net):
+        def train(self, mode=True):
+            raise OSError("no training today")
+
     def of_thousand(): return Net(1000)
     def by_keywords(**keywords): return Net(**keywords)
     def other_ghost(num_classes): return Net(num_classes, norm=lambda width: GhostBatchNorm2d(width, 2))
@@ -195,6 +207,22 @@ def test_a_norm_must_process_each_ghost_batch_once(name: str, message: str, nets
 
 def test_a_norm_that_the_network_keeps_in_evaluation_may_be_anywhere(nets: Callable[..., str]) -> None:
     assert not build(f"{nets()}:Still").train().norm.training
+
+
+@pytest.mark.parametrize("name", ["Still", "ByClass"])
+def test_no_norm_is_reestimated_if_the_network_keeps_all_in_evaluation(name: str, nets: Callable[..., str]) -> None:
+    name = f"{nets()}:{name}"
+    assert not build(name).train().norm.training
+    message = f"model.precise_bn_samples: has no effect: {name} keeps in evaluation mode all norms"
+    with pytest.raises(JobError, match=message):
+        build(name, precise_bn_samples=64)
+
+
+def test_a_train_that_fails_is_refused_with_its_line(nets: Callable[..., str]) -> None:
+    name = nets()
+    message = rf"{name}:NoTrain: its train\(\) or eval\(\) failed: OSError: no training today \(.*{name}.py, line"
+    with pytest.raises(JobError, match=message):
+        build(f"{name}:NoTrain")
 
 
 def test_arguments_that_the_signature_does_not_accept_are_refused_before_the_call(nets: Callable[..., str]) -> None:

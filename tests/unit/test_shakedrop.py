@@ -124,7 +124,7 @@ def test_without_keys_it_draws_from_torchs_generator_and_other_keys_are_refused(
     torch.manual_seed(1)
     assert torch.equal(module(x), first)
     assert not torch.equal(module(x), first)
-    with pytest.raises(ValueError, match="ShakeDrop got 6 samples, but keys for 4"):
+    with pytest.raises(ValueError, match="ShakeDrop got an input whose first dimension is 6, for 4 samples: "):
         scaled(torch.ones(6, 2), keys(4), module)
     with pytest.raises(ValueError, match=r"p = 1 must be in \[0, 1\)"):
         ShakeDrop(1)

@@ -16,6 +16,8 @@ from hvd_batchgrow.nn.ghost.ghost_batch_norm import (
     GhostBatchNorm2d,
     check_ghost_batch,
 )
+from hvd_batchgrow.nn.modes import modes_of
+from hvd_batchgrow.nn.overridden import has_hooks, has_own_methods
 
 
 class GhostBatchNormAct2d(GhostBatchNorm2d):
@@ -30,7 +32,7 @@ class GhostBatchNormAct2d(GhostBatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         """Normalize, drop and activate."""
         is_plain = type(self.drop) is nn.Identity and type(self.act) is nn.ReLU
-        if is_plain and not _hooks(self.drop, self.act):
+        if is_plain and not has_hooks(self.drop, self.act):
             return self._normalize(x, relu=True)
         return self.act(self.drop(super().forward(x)))  # type: ignore[no-any-return]
 
@@ -41,7 +43,8 @@ def convert_ghost_batch_norm(model: nn.Module, ghost_batch: int, momentum: float
     Each ghost norm keeps the weight, bias and running statistics of the norm that it replaces. They are the
     same tensors, so their type, device, `requires_grad` and optimizer state stay. It also keeps eps, momentum,
     mode, and timm's activation. Results in evaluation are bit-identical. A norm that is used in several places
-    is replaced by one ghost norm. Frozen norms of another class (`FrozenBatchNorm2d`) are not replaced.
+    is replaced by one ghost norm. A norm that `model.train()` keeps in evaluation mode stays there: the ghost norm is
+    frozen if `train()` no longer recognizes it. Frozen norms of another class (`FrozenBatchNorm2d`) are not replaced.
     `nn.SyncBatchNorm` becomes `GhostBatchNorm`, which does not communicate in a forward.
 
     The momentum was the weight of a batch, and becomes the weight of γ samples. If the running statistics
@@ -71,16 +74,27 @@ def convert_ghost_batch_norm(model: nn.Module, ghost_batch: int, momentum: float
         for path, module in model.named_modules()
         if module in shared
     ]
+    in_evaluation = modes_of(model, training=False)
+    faults += [
+        f"{path}: is in training mode when the network is evaluated, where a ghost norm has no ghost batches"
+        for path, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and type(module).train is nn.Module.train and in_evaluation[module]
+    ]
     if faults:
         raise ValueError("these norms cannot be converted to ghost norms:\n  " + "\n  ".join(faults))
     ghosts = {
         module: _ghost(module, ghost_batch, momentum) for module in model.modules() if isinstance(module, _BatchNorm)
     }
+    in_training = modes_of(model, training=True)
     for parent in list(model.modules()):
         for name, child in parent._modules.items():  # named_children() omits the second name of a shared module
             if isinstance(child, _BatchNorm):
                 parent._modules[name] = ghosts[child]
-    return ghosts[model] if isinstance(model, _BatchNorm) else model
+    converted = ghosts[model] if isinstance(model, _BatchNorm) else model
+    now_in_training = modes_of(converted, training=True)
+    for module, ghost in ghosts.items():
+        ghost.frozen = now_in_training[ghost] and not in_training[module]
+    return converted
 
 
 def fuse_relu(model: nn.Module) -> nn.Module:
@@ -101,7 +115,7 @@ def fuse_relu(model: nn.Module) -> nn.Module:
         for (_, norm), (name, relu) in pairwise(list(sequence._modules.items())):
             if not isinstance(norm, GhostBatchNorm) or isinstance(norm, GhostBatchNormAct2d) or num_uses[norm] > 1:
                 continue
-            if type(relu) is nn.ReLU and not _hooks(norm, relu):
+            if type(relu) is nn.ReLU and not has_hooks(norm, relu):
                 norm.relu = True
                 sequence._modules[name] = nn.Identity().train(relu.training)
     return model
@@ -118,21 +132,16 @@ def _fault(module: _BatchNorm, momentum: float | None) -> str | None:
         f"has momentum {used}; a ghost norm's must be in [0, 1]": used is not None and not 0 <= used <= 1,
         f"has eps = {module.eps}; a ghost norm's must be >= 0": not module.eps >= 0,
         f"is a {type(module).__name__}, which overrides forward() and is not timm's BatchNormAct2d": is_unknown,
-        "has hooks, which would be lost": _hooks(module),
+        "has hooks, which would be lost": has_hooks(module),
         "has parametrized weights, which would be lost": is_parametrized(module),
         "overrides train() or forward(), which would be lost; do that in the network around it": _is_overridden(module),
     }
     return next((fault for fault, is_so in faults.items() if is_so), None)
 
 
-def _hooks(*modules: nn.Module) -> bool:
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, kind) for module in modules for kind in kinds)
-
-
 def _is_overridden(module: _BatchNorm) -> bool:
     """Return whether the class overrides `train`, or the instance has its own `train` or `forward`."""
-    return type(module).train is not nn.Module.train or not {"train", "forward"}.isdisjoint(vars(module))
+    return type(module).train is not nn.Module.train or has_own_methods(module)
 
 
 def _sharing(model: nn.Module) -> set[_BatchNorm]:

@@ -60,6 +60,7 @@ class TritonKernels:
     ) -> None:
         """See `ghost_function.Kernels`."""
         sizes = (self.num_values, self.num_channels)
+        weight, bias = _contiguous(weight), _contiguous(bias)
         with torch.cuda.device_of(x):
             if self.tiles.num_splits == 1:
                 kernel = kernels.normalize_whole[self.grid]
@@ -73,6 +74,8 @@ class TritonKernels:
     def backward(self, saved: tuple[Tensor | None, ...], grad_x: Tensor, sums: Tensor) -> None:
         """See `ghost_function.Kernels`."""
         sizes = (self.num_values, self.num_channels)
+        x, grad_y, weight, bias, *statistics = saved
+        saved = (x, grad_y, _contiguous(weight), _contiguous(bias), *statistics)
         with torch.cuda.device_of(grad_x):
             if self.tiles.num_splits == 1:
                 kernel = kernels.differentiate_whole[self.grid]
@@ -86,3 +89,8 @@ class TritonKernels:
 
     def _parts(self, x: Tensor) -> Tensor:
         return x.new_empty(self.num_ghost_batches, 2, self.tiles.num_splits, self.num_channels, dtype=torch.float32)
+
+
+def _contiguous(parameter: Tensor | None) -> Tensor | None:
+    """Return a parameter without gaps between its values, as the kernels read it."""
+    return None if parameter is None else parameter.contiguous()

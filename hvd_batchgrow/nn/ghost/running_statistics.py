@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm, ghost_norms
-from hvd_batchgrow.nn.modes import kept_modes
+from hvd_batchgrow.nn.modes import kept_modes, modes_of
 
 
 @torch.no_grad()
@@ -19,7 +19,8 @@ def reestimate_running_statistics(model: nn.Module, batches: Iterable[Tensor]) -
     The running mean becomes the mean of μᵢ over all ghost batches i of all batches, and the running
     variance the mean of their unbiased variances. This is the variance within ghost batches, by which
     training normalizes, without the variance between their means. Meanwhile the ghost norms are in training
-    mode, all other modules in evaluation mode. A norm that is frozen, or that no batch reaches, does not change.
+    mode, all other modules in evaluation mode. A norm that is frozen, that `model.train()` keeps in evaluation mode,
+    or that no batch reaches, does not change.
 
     Args:
         model: is called with each batch.
@@ -83,9 +84,10 @@ def _only_ghost_norms_training(model: nn.Module, norms: Sequence[GhostBatchNorm]
     deferred = [norm.deferred for norm in norms]
     try:
         with kept_modes(model):
+            in_training = modes_of(model, training=True)
             model.eval()
             for norm in norms:
-                norm.training, norm.deferred = not norm.frozen, True
+                norm.training, norm.deferred = in_training[norm], True
             yield
     finally:
         for norm, was_deferred in zip(norms, deferred, strict=True):

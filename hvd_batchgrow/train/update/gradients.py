@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import reduce
 from typing import Any, cast
 
 import torch
@@ -269,8 +270,12 @@ class GradientBuckets:
         return [bucket.exact for bucket in self._buckets if bucket.exact]
 
     def norm(self) -> Tensor:
-        """Return the 2-norm of all gradients together, float64 (); infinite or NaN if any of them is."""
-        norms = torch._foreach_norm(self._flats)
+        """Return the 2-norm of all gradients together, float64 (); infinite or NaN if any of them is.
+
+        The norm of a bucket is computed in float32 or wider: squares of 16-bit gradients overflow.
+        """
+        wide = reduce(torch.promote_types, (flat.dtype for flat in self._flats), torch.float32)
+        norms = torch._foreach_norm(self._flats, 2, dtype=wide)
         if len(norms) == 1:
             return norms[0].double()
         return cast("Tensor", torch.linalg.vector_norm(torch.stack(norms), dtype=torch.float64))

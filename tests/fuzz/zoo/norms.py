@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize, prune
 
 from tests.fuzz.zoo.entry import FEATURES, Around, images, in_format, network
@@ -150,6 +151,22 @@ class StillInside(nn.Module):
 @network()
 def batch_norm_kept_in_evaluation(num_classes: int) -> nn.Module:
     return StillInside(num_classes)
+
+
+class StillByClass(nn.Sequential):
+    """A network that keeps its norms and dropout in evaluation mode, which it finds by their classes."""
+
+    def train(self, mode: bool = True) -> StillByClass:
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, (_BatchNorm, nn.Dropout)):
+                module.eval()
+        return self
+
+
+@network(quick=True)
+def batch_norm_kept_in_evaluation_by_class(num_classes: int) -> nn.Module:
+    return StillByClass(_conv(num_classes, nn.BatchNorm2d(8), nn.Dropout(0.5)))
 
 
 @network()
