@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,8 @@ from hvd_batchgrow.observers.console import PlainConsole, UnreliableStream
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `plan` does without it
     from hvd_batchgrow.comm.ranks import Ranks
+    from hvd_batchgrow.schedule.adaptive.decisions import Decision
+    from hvd_batchgrow.schedule.cost.cost_file import CostFile
     from hvd_batchgrow.schedule.plan import Plan
 
 
@@ -81,8 +83,10 @@ class RanksCommand(JobCommand):
         return run_on_ranks(work, self.backend, layout)
 
 
-def plan_with_costs(job: Job, ranks: int, cost: Path | None) -> Plan:
+def plan_with_costs(job: Job, ranks: int, cost: Path | None, ranks_per_node: int = 1) -> Plan:
     """Return the plan of a job; `--cost` decides the ranks of its phases if its layout.grow_by is 'auto'.
+
+    The numbers that it chooses fit on one node or fill whole nodes.
 
     Raises:
         JobError: the job cannot be planned, or a cost file is given that it does not use.
@@ -98,7 +102,39 @@ def plan_with_costs(job: Job, ranks: int, cost: Path | None) -> Plan:
     if job.layout.grow_by != "auto":
         fault = f"is for layout.grow_by = 'auto', and the job has {job.layout.grow_by!r}"
         raise JobError([Fault("--cost", f"{fault}: remove it, or add --layout.grow-by auto")], "command line")
-    return compile_plan(job, ranks, num_samples, choose_ranks(job, num_samples, load_cost_file(cost), ranks))
+    choice = choose_ranks(job, num_samples, load_cost_file(cost), ranks, ranks_per_node)
+    return compile_plan(job, ranks, num_samples, choice)
+
+
+def plan_twin(
+    job: Job, ranks: int, num_samples: int, figures: CostFile | None, decisions: Sequence[Decision] = ()
+) -> Plan:
+    """Return the plan of a job's decay twin, which `plan` prints and `twin` trains.
+
+    Its batch never grows, so it uses fewer ranks than the job if the batch requires it. With layout.grow_by = "auto",
+    costs choose them by the job's objective.
+
+    Args:
+        job: the job, as the user wrote it.
+        ranks: available ranks.
+        num_samples: N.
+        figures: the content of --cost, if any.
+        decisions: those of the job's trigger.
+
+    Raises:
+        JobError: the job has no twin, or `figures` do not match it.
+    """
+    from hvd_batchgrow.schedule.plan import compile_plan
+    from hvd_batchgrow.schedule.twin import compile_twin, decay_twin
+
+    twin = decay_twin(job, num_samples, decisions)
+    if figures is None or job.layout.grow_by != "auto":
+        return compile_twin(twin, ranks, num_samples)
+    from hvd_batchgrow.schedule.cost.cost import choose_ranks
+
+    # Without the job's time limit: the twin is a reference for comparison and need not meet it.
+    twin = twin.model_copy(update={"layout": job.layout.model_copy(update={"time_limit_h": None})})
+    return compile_plan(twin, ranks, num_samples, choose_ranks(twin, num_samples, figures, ranks))
 
 
 def run_on_ranks(work: Callable[[Ranks], ExitCode], backend: Backend, layout: LayoutSection) -> ExitCode:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import tomli_w
 
-from hvd_batchgrow.cli.common import JobCommand, terminal
+from hvd_batchgrow.cli.common import JobCommand, plan_twin, terminal
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.types import NumRanks
 from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError
 from hvd_batchgrow.schedule.adaptive.decisions import Decision, check_replay, read_decisions
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
-from hvd_batchgrow.schedule.twin import compile_twin, decay_twin, weight_decay_note
+from hvd_batchgrow.schedule.twin import decay_twin, weight_decay_note
 from hvd_batchgrow.storage.strict_json import dump_json
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `plan` does without it
@@ -111,18 +111,9 @@ class PlanCommand(JobCommand):
         if plan.job.schedule.is_own_twin:
             return None, None
         try:
-            twin = decay_twin(plan.job, plan.num_samples, plan.decisions)
-            return self.plan_twin(twin, plan.num_samples, figures, plan.job), None
+            return plan_twin(plan.job, self.ranks, plan.num_samples, figures, plan.decisions), None
         except JobError as error:
             return None, "; ".join(fault.message for fault in error.faults)
-
-    def plan_twin(self, twin: Job, num_samples: int, figures: CostFile | None, job: Job) -> Plan:
-        """Plan the twin, with the job's objective, and on fewer ranks than the job if its batch requires it."""
-        if figures is None or job.layout.grow_by != "auto":
-            return compile_twin(twin, self.ranks, num_samples)
-        # Without the job's time limit: the twin is a reference for comparison and need not meet it.
-        twin = twin.model_copy(update={"layout": job.layout.model_copy(update={"time_limit_h": None})})
-        return compile_plan(twin, self.ranks, num_samples, self.choice(twin, num_samples, figures))
 
     def decisions(self, job: Job) -> tuple[Decision, ...]:
         """Return the decisions to replay."""

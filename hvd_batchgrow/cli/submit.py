@@ -26,7 +26,7 @@ from hvd_batchgrow.slurm.chain import (
     submit_chain,
     table_lines,
 )
-from hvd_batchgrow.slurm.chain_jobs import make_chain_jobs, with_ranks_per_phase
+from hvd_batchgrow.slurm.chain_jobs import make_chain_jobs, on_whole_nodes, with_ranks_per_phase
 from hvd_batchgrow.slurm.ledger import DONE_BEFORE, Ledger, submitting
 from hvd_batchgrow.slurm.render import dry_commands, extra_options, overriding_variables
 from hvd_batchgrow.slurm.scheduler import NoSlurm, Slurm, run_command
@@ -75,7 +75,11 @@ class ClusterOptions(JobCommand):
         given = {"partition": self.partition, "account": self.account, "gres": self.gres, "time": self.time}
         signal = {} if self.signal_delay_s is None else {"signal": f"B:USR2@{self.signal_delay_s}"}
         flags = {key: value for key, value in given.items() if value is not None}
-        return {**flags, **signal, **extra_options(self.sbatch)}
+        extra = extra_options(self.sbatch)
+        if both := sorted(flags.keys() & extra.keys()):
+            faults = [Fault("--sbatch", f"{key} is also given as --{key}: remove one of the two") for key in both]
+            raise JobError(faults, "command line")
+        return {**flags, **signal, **extra}
 
     def site(self) -> Site:
         """Return the parts of the batch scripts that the command line decides."""
@@ -153,7 +157,7 @@ class SubmitCommand(BranchOptions, ClusterOptions):
         """Submit the chain."""
         self.check_chain_flags()
         nodes_max, ranks_per_node = self.nodes_max or 1, self.ranks_per_node or 1
-        plan = self.plan(overrides, nodes_max * ranks_per_node)
+        plan = self.plan(overrides, nodes_max, ranks_per_node)
         chain_jobs = make_chain_jobs(plan, nodes_max, ranks_per_node)
         job, run = with_ranks_per_phase(plan), self.runs_dir.absolute() / plan.job.name
         scripts = make_scripts(job, chain_jobs, run, self.site())
@@ -175,9 +179,10 @@ class SubmitCommand(BranchOptions, ClusterOptions):
         print(shlex.join(["hvd-batchgrow", "status", str(self.runs_dir / job.name)]))
         return ExitCode.DONE
 
-    def plan(self, overrides: dict[str, Any], ranks: int) -> Plan:
-        """Plan the whole run for all ranks of the nodes."""
-        return plan_with_costs(self.load(overrides), ranks, self.cost)
+    def plan(self, overrides: dict[str, Any], nodes_max: int, ranks_per_node: int) -> Plan:
+        """Plan the whole run for all ranks of the nodes; ranks that the job does not state fill whole nodes."""
+        plan = plan_with_costs(self.load(overrides), nodes_max * ranks_per_node, self.cost, ranks_per_node)
+        return on_whole_nodes(plan, ranks_per_node)
 
 
 def _print_dry(ledger: Ledger, scripts: list[Script], without: list[str]) -> None:

@@ -13,17 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hvd_batchgrow.cli.common import RanksCommand, plan_with_costs, terminal, unfinished_until_done
+from hvd_batchgrow.cli.common import RanksCommand, plan_twin, plan_with_costs, terminal, unfinished_until_done
 from hvd_batchgrow.comm.launcher_env import is_elastic, restarts_ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.types import Margin, PositiveInt, Price, RunName
 from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError, RunError, faults_of
-from hvd_batchgrow.schedule.twin import decay_twin
 from hvd_batchgrow.train.liveness.stop import StopRequest
 
 if TYPE_CHECKING:
     from hvd_batchgrow.comm.ranks import Ranks
     from hvd_batchgrow.observers.console import PlainConsole
+    from hvd_batchgrow.schedule.adaptive.decisions import Decision
     from hvd_batchgrow.train.events import Observer, RunEnded
 
 _SIGNAL_WAIT_S = 5.0
@@ -93,9 +93,12 @@ class TrainCommand(RanksCommand):
 
     def load_for(self, ranks: Ranks, overrides: dict[str, Any]) -> Job:
         """Return the job; if costs decide its ranks, with the number of ranks of each phase filled in."""
+        return self.with_ranks_by_cost(self.load(overrides), ranks)
+
+    def with_ranks_by_cost(self, job: Job, ranks: Ranks) -> Job:
+        """Return a job; if costs decide its ranks, with the number of ranks of each phase filled in."""
         from hvd_batchgrow.slurm.chain_jobs import with_ranks_per_phase
 
-        job = self.load(overrides)
         return job if self.cost is None else with_ranks_per_phase(plan_with_costs(job, ranks.size, self.cost))
 
     def train(self, ranks: Ranks, stop: StopRequest, load: Callable[[], Job]) -> RunEnded:
@@ -190,24 +193,34 @@ class TwinCommand(TrainCommand):
 
     def load_growing(self, ranks: Ranks, overrides: dict[str, Any]) -> Job:
         """Return the job, which must differ from its twin; the twin of an adaptive job is known after its run."""
-        from hvd_batchgrow.data.source_checks import known_num_samples
-
-        job = self.load_for(ranks, overrides)
+        job = self.load(overrides)
         if job.schedule.is_own_twin:
             fault = Fault("schedule.policy", "'decay' is the policy of the twin, so there are no two runs to compare")
             raise JobError([fault], str(self.job))
+        growing = self.with_ranks_by_cost(job, ranks)
         if not job.is_adaptive:
-            decay_twin(job, known_num_samples(job.data))
-        return job
+            self.twin_of(job, ranks)
+        return growing
 
     def load_twin(self, ranks: Ranks, overrides: dict[str, Any]) -> Job:
         """Return the twin of the job; for an adaptive job, of the schedule that its run has decided."""
-        from hvd_batchgrow.data.source_checks import known_num_samples
         from hvd_batchgrow.schedule.adaptive.decisions import read_decisions
 
         job = self.load(overrides)
         decisions = read_decisions(self.runs_dir / job.name / "decisions.jsonl")[1] if job.is_adaptive else ()
-        return decay_twin(job, known_num_samples(job.data), decisions)
+        return self.twin_of(job, ranks, decisions)
+
+    def twin_of(self, job: Job, ranks: Ranks, decisions: Sequence[Decision] = ()) -> Job:
+        """Return the twin of a job with the ranks that `plan` prints: all of them, or those of each phase filled in."""
+        from hvd_batchgrow.data.source_checks import known_num_samples
+        from hvd_batchgrow.schedule.cost.cost_file import load_cost_file
+        from hvd_batchgrow.slurm.chain_jobs import with_ranks_per_phase
+
+        figures = None if self.cost is None else load_cost_file(self.cost)
+        plan = plan_twin(job, ranks.size, known_num_samples(job.data), figures, decisions)
+        if any(layout.ranks != ranks.size for layout in plan.layouts):
+            return with_ranks_per_phase(plan)
+        return plan.job.model_copy(update={"layout": plan.job.layout.grown_by("accumulation")})
 
     def train_pairs(self, ranks: Ranks, stop: StopRequest, overrides: dict[str, Any]) -> ExitCode:
         """Train both runs of each seed, one after the other, and print the comparison; a stop ends the command."""

@@ -131,7 +131,7 @@ def updates(plan: Plan, seed: int, rank: int = 0, num_ranks: int = 1, *, start_s
 
 def check_ranks(plan: Plan, rank: int, num_ranks: int) -> None:
     """Raise ValueError if a plan is for another number of ranks, or there is no such rank."""
-    if any(layout.ranks != num_ranks for layout in plan.layouts):
+    if any(layout.ranks != num_ranks for _, _, layout in plan.trained_phases):
         hint = f"use plan_updates(…, num_ranks={num_ranks})"
         raise ValueError(f"the plan is for {counted(plan.peak_ranks, 'rank')}, got {num_ranks}: {hint}")
     if not 0 <= rank < num_ranks:

@@ -88,6 +88,11 @@ def formable_ranks(num_ghost_batches: int, max_ranks: int, *, uneven_ranks: bool
     return iter(range(most, 0, -1)) if uneven_ranks else reversed(divisors(max(1, num_ghost_batches), most))
 
 
+def fills_nodes(ranks: int, ranks_per_node: int) -> bool:
+    """Return whether ranks fit on one node or fill whole nodes."""
+    return ranks <= ranks_per_node or ranks % ranks_per_node == 0
+
+
 def divisors(number: int, most: int) -> list[int]:
     """Return the divisors of a number up to `most`. Of each pair of divisors, one is at most the square root."""
     small = [k for k in range(1, min(math.isqrt(number), most) + 1) if number % k == 0]

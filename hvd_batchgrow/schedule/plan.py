@@ -10,6 +10,7 @@ from typing import Any
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.split import num_validation
+from hvd_batchgrow.messages.wording import counted
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.layout import Layout
 from hvd_batchgrow.schedule.phases import Phase, Schedule, Warmup, compile_schedule
@@ -54,9 +55,15 @@ class Plan:
         return self.schedule.num_updates
 
     @property
+    def trained_phases(self) -> list[tuple[int, Phase, Layout]]:
+        """Number, from 1, phase and layout of each phase with updates: an update may jump over a whole phase."""
+        phases = zip(self.schedule.phases, self.layouts, strict=True)
+        return [(k, phase, layout) for k, (phase, layout) in enumerate(phases, start=1) if phase.num_updates]
+
+    @property
     def peak_ranks(self) -> int:
-        """The most ranks that any phase uses."""
-        return max(layout.ranks for layout in self.layouts)
+        """The most ranks that any update uses."""
+        return max(layout.ranks for _, _, layout in self.trained_phases)
 
     def ranks_at(self, samples: int) -> tuple[int, int]:
         """Return the ranks of the update that starts at a sample counter, and the counter up to which they stay."""
@@ -121,16 +128,17 @@ class Plan:
         }
 
     def _rank_notes(self) -> list[str]:
-        """Return the phases with idle ranks, and what would use the ranks."""
-        layout = self.job.layout
-        if layout.grow_by != "ranks" or layout.ranks_per_phase:
-            return []
-        phases = zip(self.schedule.phases, self.layouts, strict=True)
-        steps = enumerate(itertools.pairwise(phases), start=2)
-        found = [_ranks_lost(k, before.ranks, now.ranks, phase, self) for k, ((_, before), (phase, now)) in steps]
-        if layout.max_ranks and layout.max_ranks > self.num_ranks:
-            found.append(f"layout.max_ranks = {layout.max_ranks}, but {self.num_ranks} ranks are available (--ranks)")
-        return [note for note in found if note]
+        """Return the phases with idle ranks and what would use the ranks, and keys that need more ranks."""
+        layout, found = self.job.layout, []
+        if layout.grow_by == "ranks" and not layout.ranks_per_phase:
+            steps = itertools.pairwise(self.trained_phases)
+            lost = [_ranks_lost(k, before.ranks, now.ranks, phase, self) for (_, _, before), (k, phase, now) in steps]
+            found = [note for note in lost if note]
+        stated = self.peak_ranks if layout.ranks_per_phase else layout.max_ranks or 0
+        if stated > self.num_ranks:
+            key = "layout.ranks_per_phase needs" if layout.ranks_per_phase else "layout.max_ranks ="
+            found.append(f"{key} {stated}, but the run has {counted(self.num_ranks, 'rank')} (--ranks)")
+        return found
 
     def _noise_notes(self) -> list[str]:
         """Return the batches at which the gradient noise cannot be measured."""
@@ -139,8 +147,8 @@ class Plan:
             return []
         if noise.estimator == "norm_layers":
             return self._norm_layer_notes()
-        phases = zip(self.schedule.phases, self.layouts, strict=True)
-        batches = [p.global_batch for p, layout in phases if p.num_updates and layout.ranks * layout.accumulation == 1]
+        phases = self.trained_phases
+        batches = [p.global_batch for _, p, layout in phases if layout.ranks * layout.accumulation == 1]
         reasons = [str(one_gradient(self.job, batch)) for batch in sorted(set(batches))]
         return [f"gradient_noise.measure: an update of one micro-batch is not measured; {why}" for why in reasons]
 

@@ -39,8 +39,8 @@ class RecordedRun:
 
     @property
     def ranks(self) -> int:
-        """The most ranks of any phase."""
-        return max(int(phase["ranks"]) for phase in self.phases)
+        """The most ranks of any update."""
+        return max(int(phase["ranks"]) for phase in self.phases if phase["num_updates"])
 
     @property
     def falls(self) -> list[float]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.messages.errors import Fault, JobError
-from hvd_batchgrow.schedule.layout import Layout
+from hvd_batchgrow.schedule.layout import Layout, fills_nodes, formable_ranks
+from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan
+from hvd_batchgrow.schedule.stage_layouts import layout_for
 from hvd_batchgrow.slurm.render import TEMPLATES
 
 
@@ -55,30 +57,50 @@ def make_chain_jobs(plan: Plan, nodes_max: int, ranks_per_node: int) -> tuple[Ch
             [Fault("schedule.policy", f"'adaptive' determines its phases during training; {remedy}")], plan.job.name
         )
     faults = [
-        Fault(f"phase {k + 1} (from epoch {phase.start_epoch:g})", fault)
-        for k, (phase, layout) in enumerate(zip(plan.schedule.phases, plan.layouts, strict=True))
-        if phase.num_updates and (fault := _node_fault(layout.ranks, nodes_max, ranks_per_node))
+        Fault(f"phase {k} (from epoch {phase.start_epoch:g})", fault)
+        for k, phase, layout in plan.trained_phases
+        if (fault := _node_fault(plan, phase, layout.ranks, nodes_max, ranks_per_node))
     ]
     if faults:
         raise JobError(faults, plan.job.name)
     return tuple(_chain_job(plan, indices, ranks_per_node) for indices in _runs_of_phases(plan))
 
 
-def _node_fault(ranks: int, nodes_max: int, ranks_per_node: int) -> str | None:
-    lower = ranks // ranks_per_node * ranks_per_node
-    if ranks > ranks_per_node and lower != ranks:
-        fitting = max(n for n in range(1, ranks_per_node) if ranks % n == 0)
-        return (
-            f"{ranks} ranks = {ranks / ranks_per_node:.2f} nodes of {ranks_per_node}; nearest: {lower}, "
-            f"{lower + ranks_per_node} ranks (layout.ranks_per_phase), or --ranks-per-node {fitting}"
-        )
-    nodes = -(-ranks // ranks_per_node)
-    if nodes > nodes_max:
-        return (
-            f"{ranks} ranks = {nodes} nodes of {ranks_per_node}, and --nodes-max is {nodes_max}; "
-            f"nearest: --nodes-max {nodes}, or at most {nodes_max * ranks_per_node} ranks (layout.max_ranks)"
-        )
-    return None
+def on_whole_nodes(plan: Plan, ranks_per_node: int) -> Plan:
+    """Return a plan in which derived ranks fit on one node or fill whole nodes: the most that do, for each batch."""
+    job = plan.job
+    if job.layout.grow_by != "ranks" or job.layout.ranks_per_phase:
+        return plan
+    parts = zip(plan.schedule.phases, plan.layouts, strict=True)
+    ranks = [max(_fitting(plan, phase, layout.ranks, ranks_per_node)) for phase, layout in parts]
+    layouts = [layout_for(phase, count, job) for phase, count in zip(plan.schedule.phases, ranks, strict=True)]
+    return replace(plan, layouts=tuple(layouts))
+
+
+def _fitting(plan: Plan, phase: Phase, most: int, ranks_per_node: int) -> list[int]:
+    """Return the numbers of ranks that can form a phase's batch, and that fit on one node or fill whole nodes."""
+    num_ghost_batches, uneven = phase.global_batch // plan.ghost_batch, plan.job.layout.uneven_ranks
+    formable = formable_ranks(num_ghost_batches, most, uneven_ranks=uneven)
+    return [ranks for ranks in formable if fills_nodes(ranks, ranks_per_node)]
+
+
+def _node_fault(plan: Plan, phase: Phase, ranks: int, nodes_max: int, ranks_per_node: int) -> str | None:
+    used = [layout.ranks for _, _, layout in plan.trained_phases]
+    if not fills_nodes(ranks, ranks_per_node):
+        fault = f"{ranks} ranks = {ranks / ranks_per_node:.2f} nodes of {ranks_per_node}"
+        narrower = range(ranks_per_node - 1, 0, -1)
+        others = (n for n in narrower if all(fills_nodes(count, n) and -(-count // n) <= nodes_max for count in used))
+        remedies = [f"--ranks-per-node {n}" for n in others][:1]
+    elif ranks > nodes_max * ranks_per_node:
+        fault = f"{ranks} ranks = {ranks // ranks_per_node} nodes of {ranks_per_node}, and --nodes-max is {nodes_max}"
+        fit = all(fills_nodes(count, ranks_per_node) for count in used)
+        remedies = [f"--nodes-max {-(-max(used) // ranks_per_node)}"] if fit else []
+    else:
+        return None
+    fitting = _fitting(plan, phase, nodes_max * ranks_per_node, ranks_per_node)
+    near = [*[n for n in fitting if n < ranks][:1], *[n for n in fitting if n > ranks][-1:]]
+    counts = f"{', '.join(map(str, near))} rank{'' if near == [1] else 's'} (layout.ranks_per_phase)"
+    return f"{fault}; nearest: {', or '.join([counts, *remedies])}"
 
 
 def _runs_of_phases(plan: Plan) -> Iterator[list[int]]:

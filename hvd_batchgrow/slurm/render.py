@@ -132,13 +132,16 @@ def extra_options(words: Sequence[str]) -> dict[str, str]:
     Raises:
         JobError: a word is not an option, or is one that `submit` sets.
     """
-    options, faults = {}, []
+    options: dict[str, str] = {}
+    faults = []
     for word in words:
         key, _, value = word.removeprefix("--").partition("=")
         if not re.fullmatch(r"[a-z][a-z-]*", key):
             faults.append(Fault("--sbatch", f"must be KEY=VALUE with a long option name of sbatch, got {word!r}"))
         elif key in _DECIDED:
             faults.append(Fault("--sbatch", f"{key} is set by submit: {_DECIDED[key]}"))
+        elif key in options:
+            faults.append(Fault("--sbatch", f"{key} is given twice: {options[key]!r} and {value!r}"))
         options[key] = value
     if faults:
         raise JobError(faults, "command line")

@@ -32,8 +32,8 @@ from hvd_batchgrow.schedule.cost.probe_file import (
     subject_of,
 )
 from hvd_batchgrow.schedule.phases import Phase
-from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train.parts import TrainingParts
+from hvd_batchgrow.train.run.plan_for_ranks import measurable_plan
 from hvd_batchgrow.train.run.setup import load_together, prepare_rank
 from hvd_batchgrow.train.update.gradients import summed_type, wire_type_of
 from hvd_batchgrow.train.update.micro_batches import read_micro_batches
@@ -125,7 +125,7 @@ def probe_job(
 def _prepare(job: Job) -> tuple[Job, Phase]:
     """Plan the job for one rank, which can form every batch; return its first phase."""
     job = job.model_copy(update={"layout": job.layout.grown_by("accumulation")})
-    plan = compile_plan(job, 1, known_num_samples(job.data))
+    plan = measurable_plan(job, 1, known_num_samples(job.data))
     return job, plan.schedule.phases[0]
 
 

@@ -10,12 +10,12 @@ import pytest
 
 from hvd_batchgrow.comm.ranks import CollectiveError, Ranks
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.messages.errors import ExitCode
+from hvd_batchgrow.messages.errors import ExitCode, JobError
 from hvd_batchgrow.schedule.cost.cost import predict
 from hvd_batchgrow.schedule.cost.probe_file import TimedSum, load_probe, save_probe
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train.probe import probe_into, probe_job, update_shapes
-from tests.helpers import NUM_TRAIN, small_job, small_source, write_idx_folder
+from tests.helpers import NUM_TRAIN, measured_job, small_job, small_source, write_idx_folder
 
 
 @pytest.fixture
@@ -70,6 +70,19 @@ def test_a_probe_measures_with_the_ranks_there_whatever_the_plan_wants(ranks: Ra
     if probe is not None:
         # one ghost batch is all that is allowed: two and four tell a pass from a sample
         assert {u.micro_batch for u in probe.measured[0].updates} == {8, 16, 32}
+
+
+def test_a_job_whose_trigger_needs_two_ranks_is_probed(ranks: Ranks, tmp_path: Path) -> None:
+    """A batch of 16 in micro-batches of 16 has one gradient on one rank, and tr(Σ) needs two."""
+    write_idx_folder(tmp_path, small_source())
+    trigger = {"name": "gradient_noise"}
+    data = {"root": str(tmp_path), "pipeline": "torch"}
+    job = measured_job(trigger, data=data, layout={"max_micro_batch": 16})
+    with pytest.raises(JobError, match=r"layout\.max_micro_batch: 16 makes a batch of 16 one micro-batch"):
+        compile_plan(job, 1, NUM_TRAIN)
+    probe = probe_job(lambda: job, ranks, quiet, quiet, budget_s=0.0)
+    if probe is not None:
+        assert [part.ranks for part in probe.measured] == [ranks.size]
 
 
 def test_no_pass_is_larger_than_a_gpu_was_said_to_hold() -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.job_file import load_job
+from hvd_batchgrow.job_file import load_job, parse_job
 from hvd_batchgrow.messages.errors import JobError, RunError
 from hvd_batchgrow.observers.console_tables import cost_table
 from hvd_batchgrow.schedule.cost.branch_round import round_notes
@@ -32,7 +32,7 @@ from hvd_batchgrow.schedule.cost.step_time import StepTimes, fit_step_time
 from hvd_batchgrow.schedule.layout import Layout
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.twin import decay_twin
-from tests.helpers import NUM_TRAIN, measured_job, small_job
+from tests.helpers import NUM_TRAIN, job_tree, measured_job, small_job
 
 BYTES = 1_000_000
 F, A, B = 2e-3, 3e-3, 2e-4  # fixed s, s per pass, s per sample
@@ -197,6 +197,17 @@ def test_a_chain_holds_what_a_phase_uses_and_one_job_holds_the_peak() -> None:
     )
     assert cost.held_rank_hours == pytest.approx(4 * sum(seconds) / 3600)
     assert cost.held_rank_hours > cost.chain_rank_hours
+
+
+def test_a_phase_without_updates_holds_no_ranks() -> None:
+    """Updates of 16 up to sample 160 and one of 192 end at 352, after 1.1 epochs of 300 samples."""
+    layout = {"grow_by": "ranks", "ranks_per_phase": [1, 2, 4]}
+    steps = {"policy": "steps", "epochs": 1.1, "batch_steps": "0:16 150:192 320:256"}
+    job = parse_job(job_tree(layout=layout) | {"schedule": steps})
+    plan, cost = plan_and_cost(job, 2, measure(1), measure(2), measure(4))
+    assert [phase.num_updates for phase in cost.phases] == [10, 1, 0]
+    assert (plan.peak_ranks, cost.peak_ranks) == (2, 2)
+    assert cost.held_rank_hours == pytest.approx(2 * cost.seconds / 3600)
 
 
 def test_the_twin_is_predicted_from_the_same_probe() -> None:
@@ -384,6 +395,43 @@ def test_a_limit_that_nothing_meets_is_refused_with_the_fastest_time(objective: 
     assert total_h == pytest.approx(fastest.seconds / 3600, rel=0.01)
     enough_h = float(re.findall(r"set >= ([\d.e-]+)", fault.message)[0])
     chosen_ranks(auto_job(objective=objective, time_limit_h=enough_h), *free)
+
+
+@pytest.mark.parametrize(
+    ("max_ranks", "advice"),
+    [(None, "(--ranks)"), (16, "(--ranks)"), (8, "(layout.max_ranks and --ranks)"), (4, "(layout.max_ranks)")],
+)
+def test_a_missed_limit_names_what_limits_the_ranks(max_ranks: int | None, advice: str) -> None:
+    free = [measure(r, **FREE) for r in (1, 2, 4, 8)]
+    with pytest.raises(JobError, match=f"or more ranks {re.escape(advice)}$"):
+        chosen_ranks(auto_job(max_ranks=max_ranks, objective="least_rank_hours", time_limit_h=1e-6), *free)
+
+
+def test_ranks_chosen_for_nodes_fit_on_one_or_fill_whole_ones() -> None:
+    """Without nodes of 4, they are 2, 6, 6, 6. 12 ghost batches: 2 passes of 16 on 3 ranks, 3 of 8 on 4 ranks."""
+    job = auto_job()
+    probe = make_probe(job, *[measure(r, **FREE) for r in (1, 2, 4, 8)])
+    plan = compile_plan(job, 8, NUM_TRAIN, choose_ranks(job, NUM_TRAIN, probe, 8, ranks_per_node=4))
+    assert [layout.ranks for layout in plan.layouts] == [2, 3, 3, 3]
+
+
+def test_repeated_shares_are_priced() -> None:
+    """On one rank, an update repeats all its micro-batches; every fourth update does so."""
+    job, checked = small_job(), small_job(checks={"replay_every": 4})
+    plain = predict(compile_plan(job, 1, NUM_TRAIN), make_probe(job, measure(1))).phases
+    repeated = predict(compile_plan(checked, 1, NUM_TRAIN), make_probe(checked, measure(1))).phases
+    # micro-batches of 16: 1, 3, 6 and 6 of them
+    added = [now.update_s - before.update_s for before, now in zip(plain, repeated, strict=True)]
+    assert added == pytest.approx([n * (A + B * 16) / 4 for n in (1, 3, 6, 6)], rel=1e-2)
+
+
+def test_a_probe_of_another_number_of_classes_is_refused() -> None:
+    few, many, unknown = (small_job(data={"num_classes": n}) for n in (3, 5000, None))
+    with pytest.raises(JobError, match=r"data.num_classes: is 5000, but the probe was measured with 3"):
+        predict(compile_plan(many, 1, NUM_TRAIN), make_probe(few, measure(1)))
+    for job, probed in ((few, unknown), (unknown, few)):
+        predict(compile_plan(job, 1, NUM_TRAIN), make_probe(probed, measure(1)))
+        merge_probes(make_probe(probed, measure(1)), make_probe(job, measure(2)))
 
 
 def test_faults_of_a_job_are_reported_as_without_costs() -> None:

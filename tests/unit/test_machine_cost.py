@@ -34,6 +34,7 @@ TREE: dict[str, Any] = {
     "host": {"ranks": 4, "gigabytes_per_s": 100, "latency_us": 2},
     "network": {"gigabytes_per_s": 10, "latency_us": 30},
 }
+SIZE = {key: TREE["compute"][key] for key in ("model", "num_parameters")}
 
 
 def wide_job(**sections: Any) -> Job:
@@ -116,8 +117,7 @@ def test_full_overlap_hides_the_shorter_of_the_two() -> None:
 
 
 def test_flops_give_the_speed() -> None:
-    compute = {key: TREE["compute"][key] for key in ("model", "num_parameters")}
-    by_flops = Machine.model_validate(TREE | {"compute": compute | {"flop_per_sample": 2e9, "flop_per_s": 1e12}})
+    by_flops = Machine.model_validate(TREE | {"compute": SIZE | {"flop_per_sample": 2e9, "flop_per_s": 1e12}})
     assert by_flops.compute.sample_s == pytest.approx(2e-3)
 
 
@@ -130,6 +130,13 @@ def test_flops_give_the_speed() -> None:
         (changed(network={"algorithm": "rings"}), "nearest: 'ring'"),
         (TREE | {"host": {"ranks": 8}}, r"\[host\] with 8 ranks needs gigabytes_per_s and latency_us"),
         ({"name": "x"}, "compute: is required"),
+        (changed(compute={"samples_per_s": 1e-307}), "compute.samples_per_s: must be at least 0.000000001"),
+        (changed(network={"gigabytes_per_s": 1e-307}), "network.gigabytes_per_s: must be at least 0.000000001"),
+        (changed(network={"latency_us": 1e300}), "network.latency_us: must be at most 1000000000000000"),
+        (
+            TREE | {"compute": SIZE | {"flop_per_sample": 1e300, "flop_per_s": 1e-300}},
+            r"compute: flop_per_sample / flop_per_s must be at most 1e\+09 s, got inf",
+        ),
     ],
 )
 def test_a_wrong_machine_is_refused_with_the_key(tree: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -404,7 +404,25 @@ def test_no_more_ranks_are_planned_than_are_available() -> None:
     layout = {"grow_by": "ranks", "max_micro_batch": 64, "max_ranks": 8}
     plan = make_plan(ranks=2, policy="grow", max_batch=640, layout=layout, **BOUNDARIES)
     assert plan.peak_ranks == 2
-    assert plan.notes == ["layout.max_ranks = 8, but 2 ranks are available (--ranks)"]
+    assert plan.notes == ["layout.max_ranks = 8, but the run has 2 ranks (--ranks)"]
+
+
+def test_stated_ranks_above_the_available_ones_are_noted() -> None:
+    layout = {"grow_by": "ranks", "ranks_per_phase": [1, 1, 2, 4]}
+    notes = {
+        ranks: make_plan(ranks=ranks, policy="grow", max_batch=640, layout=layout, **BOUNDARIES).notes
+        for ranks in (1, 2, 4)
+    }
+    needs = "layout.ranks_per_phase needs 4, but the run has"
+    assert notes == {1: [f"{needs} 1 rank (--ranks)"], 2: [f"{needs} 2 ranks (--ranks)"], 4: []}
+
+
+def test_ranks_of_a_phase_without_updates_are_not_needed() -> None:
+    """Updates of 512 from sample 65,536 end at 98,304, after the last boundary, so the largest batch is never used."""
+    layout = {"grow_by": "ranks", "ranks_per_phase": [2, 8, 32]}
+    plan = make_plan(ranks=8, policy="steps", epochs=1.965, batch_steps="0:512 65536:32768 98000:40960", layout=layout)
+    assert [phase.num_updates for phase in plan.schedule.phases] == [128, 1, 0]
+    assert (plan.peak_ranks, plan.notes) == (8, [])
 
 
 def test_stated_ranks_are_used() -> None:

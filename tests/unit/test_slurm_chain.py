@@ -502,6 +502,11 @@ def test_a_dry_run_prints_all_and_does_nothing(job: str, capsys: pytest.CaptureF
         (["--nodes-max", "4", "--mem", "16G"], 2, "--mem: unknown option; an option of sbatch: --sbatch mem=16G"),
         (["--nodes-max", "4", "--exclusive", "--dry-run"], 2, "an option of sbatch: --sbatch exclusive\n"),
         (["--nodes-max", "4", "--tme", "10"], 2, "--tme: unknown option; did you mean --time?"),
+        (
+            ["--nodes-max", "4", "--time", "2:00", "--sbatch", "time=9:00:00", "--dry-run"],
+            2,
+            "--sbatch: time is also given as --time: remove one of the two",
+        ),
         (["--nodes-max", "4", "--sbatch", "nodes=9"], 2, "--sbatch: nodes is set by submit: --nodes-max, and"),
         (["--nodes-max", "4", "--sbatch", "output=x"], 2, "output is set by submit: --runs-dir, the logs are"),
         (["--nodes-max", "4", "--partition", "a\nb", "--dry-run"], 2, "--partition: a line of a batch script cannot"),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hvd_batchgrow.messages.errors import JobError
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.slurm.chain import Site, make_scripts
-from hvd_batchgrow.slurm.chain_jobs import make_chain_jobs, with_ranks_per_phase
+from hvd_batchgrow.slurm.chain_jobs import make_chain_jobs, on_whole_nodes, with_ranks_per_phase
 from hvd_batchgrow.slurm.render import (
     ARGUMENTS,
     directive,
@@ -27,7 +27,9 @@ from hvd_batchgrow.slurm.render import (
 )
 from hvd_batchgrow.train.run.notes import notes_on_ranks
 from hvd_batchgrow.train.run.phase_range import check_width
+from hvd_batchgrow.train.run.plan_for_ranks import plan_for_ranks
 from tests.helpers import NUM_TRAIN, measured_job, small_job
+from tests.lone_rank import LoneRank
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE = (ROOT / "slurm" / "train.sbatch").read_text()
@@ -85,17 +87,22 @@ def test_a_phase_without_updates_makes_no_link() -> None:
 @pytest.mark.parametrize(
     ("ranks", "nodes_max", "ranks_per_node", "message"),
     [
-        # 6 = 1.5 · 4; the largest divisor of 6 below 4 is 3
+        # 6 = 1.5 · 4; phase 2 has only 6 ghost batches; 8 ranks do not fit on nodes of 3, and need 4 of 2
         (
             [1, 6, 8, 8], 4, 4,
-            "phase 2 (from epoch 0.5): 6 ranks = 1.50 nodes of 4; nearest: 4, 8 ranks (layout.ranks_per_phase), "
-            "or --ranks-per-node 3",
+            "phase 2 (from epoch 0.5): 6 ranks = 1.50 nodes of 4; nearest: 4 ranks (layout.ranks_per_phase), "
+            "or --ranks-per-node 2\n",
         ),
+        # 8 ranks would need 4 nodes of 2
+        ([1, 6, 8, 8], 3, 4, "6 ranks = 1.50 nodes of 4; nearest: 4 ranks (layout.ranks_per_phase)\n"),
+        ([2, 2, 6, 12], 4, 4, "6 ranks = 1.50 nodes of 4; nearest: 4, 8 ranks (layout.ranks_per_phase), or --ranks-p"),
         (
             [1, 2, 4, 4], 3, 1,
-            "phase 3 (from epoch 1): 4 ranks = 4 nodes of 1, and --nodes-max is 3; nearest: --nodes-max 4, "
-            "or at most 3 ranks (layout.max_ranks)",
+            "phase 3 (from epoch 1): 4 ranks = 4 nodes of 1, and --nodes-max is 3; "
+            "nearest: 3 ranks (layout.ranks_per_phase), or --nodes-max 4",
         ),
+        # --nodes-max 3 would not help the 6 ranks
+        ([1, 6, 12, 1], 2, 4, "12 ranks = 3 nodes of 4, and --nodes-max is 2; nearest: 8 ranks (layout.ranks_per_ph"),
     ],
 )  # fmt: skip
 def test_a_fraction_of_a_node_is_refused_with_the_nearest(
@@ -103,7 +110,31 @@ def test_a_fraction_of_a_node_is_refused_with_the_nearest(
 ) -> None:
     with pytest.raises(JobError) as caught:
         make_chain_jobs(plan_of(ranks), nodes_max, ranks_per_node)
-    assert message in str(caught.value)
+    assert message in f"{caught.value}\n"
+
+
+def test_the_example_of_the_documentation_is_refused_with_numbers_that_form_the_batch() -> None:
+    """Batches of 32, 96 and 96 samples: 4, 12 and 12 ghost batches, where those of docs/slurm.md have 4, 12 and 36."""
+    schedule = {"global_batch": 32, "boundaries_epochs": [0.5, 1.0]}
+    layout = {"grow_by": "ranks", "ranks_per_phase": [4, 6, 12]}
+    plan = compile_plan(small_job(schedule=schedule, layout=layout), 12, NUM_TRAIN)
+    with pytest.raises(JobError, match=r"6 ranks = 1.50 nodes of 4; nearest: 4, 12 ranks \(layout.ranks_per_phase\)$"):
+        make_chain_jobs(plan, 3, 4)
+
+
+def test_derived_ranks_fill_whole_nodes() -> None:
+    """12 ghost batches on at most 8 ranks: 6 is the largest divisor, and 4 the largest that fills nodes of 4."""
+    layout = {"grow_by": "ranks", "max_micro_batch": 8}
+    plan = compile_plan(small_job(layout=layout), 8, NUM_TRAIN)
+    assert [layout.ranks for layout in plan.layouts] == [2, 6, 6, 6]
+    fitting = on_whole_nodes(plan, 4)
+    assert [layout.ranks for layout in fitting.layouts] == [2, 3, 4, 4]
+    assert [(link.phases, link.nodes) for link in make_chain_jobs(fitting, 2, 4)] == [
+        ("1-1", 1),
+        ("2-2", 1),
+        ("3-4", 1),
+    ]
+    assert compile_plan(with_ranks_per_phase(fitting), 8, NUM_TRAIN).layouts == fitting.layouts
 
 
 @pytest.mark.parametrize("growth", [{"grow_by": "ranks"}, {"grow_by": "ranks", "max_ranks": 3}, {}])
@@ -111,6 +142,12 @@ def test_a_link_compiles_the_plan_of_the_whole_chain_whatever_its_own_ranks(grow
     plan = compile_plan(small_job(layout={**growth, "max_micro_batch": 8, "uneven_ranks": True}), 2, NUM_TRAIN)
     for ranks in (1, 2, 4, 7):
         assert compile_plan(with_ranks_per_phase(plan), ranks, NUM_TRAIN).layouts == plan.layouts
+
+
+def test_a_job_of_a_chain_does_not_miss_the_ranks_of_the_others() -> None:
+    layout = {"grow_by": "ranks", "ranks_per_phase": [1, 2, 4, 4]}
+    plan, written = plan_for_ranks(small_job(layout=layout), LoneRank(1), phases=(1, 1))
+    assert (plan.notes, written.notes) == ([], [])
 
 
 NASTY = 'it\'s "my" run $(touch x) `y` 100% #1; rm *'
@@ -224,6 +261,8 @@ def test_more_options_of_sbatch() -> None:
         "qos": "long",
         "exclusive": "",
     }
+    with pytest.raises(JobError, match="--sbatch: qos is given twice: 'long' and 'short'"):
+        extra_options(["qos=long", "qos=short"])
     with pytest.raises(JobError, match="2 faults") as caught:
         extra_options(["nodes=4", "-N4"])
     assert "--sbatch: nodes is set by submit" in str(caught.value)

@@ -12,7 +12,7 @@ from hvd_batchgrow.config import Job
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.messages.wording import counted
 from hvd_batchgrow.schedule.cost.cost_file import CostFile, Times, times_of
-from hvd_batchgrow.schedule.layout import Layout, formable_ranks
+from hvd_batchgrow.schedule.layout import Layout, fills_nodes, formable_ranks
 from hvd_batchgrow.schedule.phases import Phase, compile_schedule
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.schedule.policy import compile_stages
@@ -30,7 +30,7 @@ class PhaseCost:
     ranks: int
     num_updates: int
     update_s: float
-    """Seconds of one update."""
+    """Seconds of one update, with its share of the repetitions by `checks.replay_every`."""
     data_wait_share: float | None
     """Fraction of it spent waiting for samples, which a faster data pipeline would save; None: not measured."""
     extrapolated_from: int | None
@@ -62,8 +62,8 @@ class Cost:
 
     @property
     def peak_ranks(self) -> int:
-        """The most ranks of any phase."""
-        return max(phase.ranks for phase in self.phases)
+        """The most ranks of any update."""
+        return max(phase.ranks for phase in self.phases if phase.num_updates)
 
     @property
     def chain_rank_hours(self) -> float:
@@ -93,9 +93,9 @@ def predict(plan: Plan, figures: CostFile) -> Cost:
 
 def cost_by(plan: Plan, times: Times) -> Cost:
     """Return the training cost of a plan by a step-time model. Raises JobError like `Times.at`."""
-    parts = list(zip(plan.schedule.phases, plan.layouts, strict=True))
+    parts = zip(plan.schedule.phases, plan.layouts, strict=True)
     phases = tuple(_phase_cost(phase, layout, plan.job, times) for phase, layout in parts)
-    notes = [note for _, layout in parts for note in _notes(layout, times)]
+    notes = [note for _, _, layout in plan.trained_phases for note in _notes(layout, times)]
     return Cost(phases, tuple(dict.fromkeys([*([times.origin] if times.origin else []), *notes])))
 
 
@@ -103,6 +103,8 @@ def _phase_cost(phase: Phase, layout: Layout, job: Job, times: Times) -> PhaseCo
     model, ghost_batch = times.at(layout.ranks), job.model.ghost_batch
     fullest = -(-phase.global_batch // (ghost_batch * layout.ranks)) * ghost_batch
     update_s = model.update_s(fullest, layout, times.gradient_bytes)
+    if job.checks.replay_every:
+        update_s += model.repeat_s(fullest, layout) / job.checks.replay_every
     extrapolated = model.measured_ranks if model.measured_ranks != layout.ranks else None
     return PhaseCost(layout.ranks, phase.num_updates, update_s, model.data_wait_share, extrapolated)
 
@@ -127,7 +129,7 @@ def _notes(layout: Layout, times: Times) -> Iterable[str]:
 # --- ranks by cost ---------------------------------------------------------------------------
 
 
-def choose_ranks(job: Job, num_samples: int, figures: CostFile, ranks: int) -> ChooseRanks:
+def choose_ranks(job: Job, num_samples: int, figures: CostFile, ranks: int, ranks_per_node: int = 1) -> ChooseRanks:
     """Return the `choose_ranks` argument of `compile_plan` for layout.grow_by = "auto", by layout.objective.
 
     least_time chooses the fastest number of ranks that can be formed. least_rank_hours chooses the cheapest. While the
@@ -140,6 +142,7 @@ def choose_ranks(job: Job, num_samples: int, figures: CostFile, ranks: int) -> C
         num_samples: N.
         figures: the measurements, or a machine.
         ranks: available ranks; layout.max_ranks may be lower.
+        ranks_per_node: every number of ranks must fit on one node or fill whole nodes.
 
     Returns:
         a function of a stage of this job. It raises JobError if the file does not match the job, or if the time limit
@@ -152,31 +155,39 @@ def choose_ranks(job: Job, num_samples: int, figures: CostFile, ranks: int) -> C
         times = times_of(job, figures)
         stages, _ = compile_stages(job, make_start(job, num_samples))
         phases = compile_schedule(stages, job.schedule.epochs, num_samples).phases
-        options = [_options(stage, phase, job, times, most) for stage, phase in zip(stages, phases, strict=True)]
-        costs = _by_objective(options, job)
+        options = [
+            _options(stage, phase, job, times, most, ranks_per_node)
+            for stage, phase in zip(stages, phases, strict=True)
+        ]
+        costs = _by_objective(options, job, ranks)
         return {stage: cost.ranks for stage, cost in zip(stages, costs, strict=True)}
 
     return lambda stage: chosen()[stage]
 
 
-def _options(stage: Stage, phase: Phase, job: Job, times: Times, max_ranks: int) -> list[PhaseCost]:
+def _options(
+    stage: Stage, phase: Phase, job: Job, times: Times, max_ranks: int, ranks_per_node: int
+) -> list[PhaseCost]:
     """Return the cost of a phase for every number of ranks that can be formed, the fewest first."""
     counts = formable_ranks(
         stage.global_batch // job.model.ghost_batch, max_ranks, uneven_ranks=job.layout.uneven_ranks
     )
     try:
-        layouts = [layout_for(stage, ranks, job) for ranks in sorted(counts)]
+        layouts = [layout_for(stage, ranks, job) for ranks in sorted(counts) if fills_nodes(ranks, ranks_per_node)]
     except ValueError:  # a fault for any number of ranks, which `compile_plan` reports
         return [PhaseCost(1, phase.num_updates, 0.0, None, None)]
     return [_phase_cost(phase, layout, job, times) for layout in layouts]
 
 
-def _by_objective(options: Sequence[Sequence[PhaseCost]], job: Job) -> list[PhaseCost]:
+def _by_objective(options: Sequence[Sequence[PhaseCost]], job: Job, ranks: int) -> list[PhaseCost]:
     layout = job.layout
     limit_s = math.inf if layout.time_limit_h is None else layout.time_limit_h * HOUR_S
     fastest = [min(phase, key=lambda cost: (cost.seconds, cost.ranks)) for phase in options]
     if _total_s(fastest) > limit_s:
-        raise JobError([Fault("layout.time_limit_h", _too_slow(fastest, limit_s))], job.name)
+        limits = [] if layout.max_ranks is None or layout.max_ranks > ranks else ["layout.max_ranks"]
+        limits += [] if layout.max_ranks is not None and layout.max_ranks < ranks else ["--ranks"]
+        fault = f"{_too_slow(fastest, limit_s)}, or more ranks ({' and '.join(limits)})"
+        raise JobError([Fault("layout.time_limit_h", fault)], job.name)
     if layout.objective == "least_time":
         return fastest
     chosen = [min(phase, key=lambda cost: (_rounded(cost.rank_hours), cost.seconds)) for phase in options]
@@ -214,5 +225,5 @@ def _too_slow(fastest: Sequence[PhaseCost], limit_s: float) -> str:
     needed_h = math.ceil(total_h * 1000) / 1000
     return (
         f"{limit_s / HOUR_S:g} h cannot be met: the fastest phases, on {ranks} ranks, take {hours} = {total_h:.3g} h; "
-        f"set >= {needed_h:g}, or more layout.max_ranks"
+        f"set >= {needed_h:g}"
     )

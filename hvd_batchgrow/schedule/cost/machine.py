@@ -16,8 +16,12 @@ from hvd_batchgrow.schedule.cost.probe_file import Count
 from hvd_batchgrow.schedule.cost.step_time import StepTime
 from hvd_batchgrow.storage.toml_file import read_toml
 
+_LONGEST_S = 1e9
+"""Longest credible time of a sample, a byte, a micro-batch or a message, about 30 years; a total stays finite."""
 _Positive = Annotated[float, Field(gt=0)]
-_AtLeastZero = Annotated[float, Field(ge=0)]
+_Rate = Annotated[float, Field(ge=1 / _LONGEST_S)]
+_Seconds = Annotated[float, Field(ge=0, le=_LONGEST_S)]
+_Microseconds = Annotated[float, Field(ge=0, le=1e6 * _LONGEST_S)]
 _Text = Annotated[str, Field(min_length=1)]
 
 
@@ -28,15 +32,15 @@ class Compute(Section):
     """`model.name` of the jobs that the figures hold for."""
     num_parameters: Count
     """Trained parameters; the job's `update.allreduce_dtype` and `layout.exact` give the bytes of each."""
-    samples_per_s: _Positive | None = None
+    samples_per_s: _Rate | None = None
     """Samples that one rank trains in a second: forward, backward and data."""
     flop_per_sample: _Positive | None = None
     """Floating-point operations of training one sample."""
     flop_per_s: _Positive | None = None
     """Floating-point operations per second that one rank reaches, which is less than the vendor's peak."""
-    micro_batch_s: _AtLeastZero = 0.0
+    micro_batch_s: _Seconds = 0.0
     """a: seconds of a micro-batch in addition to those of its samples."""
-    fixed_s: _AtLeastZero = 0.0
+    fixed_s: _Seconds = 0.0
     """f: seconds of an update whatever its size, such as the optimizer step."""
     overlap: Annotated[float, Field(ge=1, le=10)] = 1.0
     """c. With 1, the all-reduce follows the last backward pass; with 10, almost all of the shorter one is hidden."""
@@ -46,6 +50,8 @@ class Compute(Section):
         by_flop = (self.flop_per_sample is not None) + (self.flop_per_s is not None)
         if (self.samples_per_s is not None) + by_flop / 2 != 1:
             raise ValueError("must have either samples_per_s, or both flop_per_sample and flop_per_s")
+        if self.sample_s > _LONGEST_S:
+            raise ValueError(f"flop_per_sample / flop_per_s must be at most {_LONGEST_S:g} s, got {self.sample_s:g}")
         return self
 
     @property
@@ -61,9 +67,9 @@ class Compute(Section):
 class Network(Section):
     """The links between hosts."""
 
-    gigabytes_per_s: _Positive
+    gigabytes_per_s: _Rate
     """Bandwidth of a host in one direction, all its links together; 1 GB = 10⁹ bytes, 8 Gbit."""
-    latency_us: _AtLeastZero
+    latency_us: _Microseconds
     """Microseconds of an empty message from a rank to one on another host."""
     algorithm: Algorithm = "ring"
     """Of the all-reduce between hosts."""
@@ -78,9 +84,9 @@ class Host(Section):
     """The ranks of one host and their links."""
 
     ranks: Count = 1
-    gigabytes_per_s: _Positive = 1.0
+    gigabytes_per_s: _Rate = 1.0
     """Bandwidth of a rank to the others of its host, in one direction."""
-    latency_us: _AtLeastZero = 0.0
+    latency_us: _Microseconds = 0.0
     """Microseconds of an empty message to another rank of the host."""
 
     @property

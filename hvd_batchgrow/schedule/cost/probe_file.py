@@ -22,6 +22,7 @@ _SUBJECT = (
     "data.pipeline",
     "data.workers",
     "data.shape",
+    "data.num_classes",
     "data.context",
     "data.crop_padding",
     "data.hflip",
@@ -189,12 +190,17 @@ def merge_probes(old: Probe | None, new: Probe) -> Probe:
         "gradient bytes": (old.gradient_bytes, new.gradient_bytes),
         "device": (old.measured[0].device, new.measured[0].device),
     }
-    differing = [f"{key}: was {was!r}, is {now!r}" for key, (was, now) in pairs.items() if was != now]
+    differing = [f"{key}: was {was!r}, is {now!r}" for key, (was, now) in pairs.items() if not _agree(key, was, now)]
     if differing:
         text = "\n  ".join(differing)
         raise RunError(f"this probe and that of {old.job!r} cannot share one file:\n  {text}\n  use another --out")
     by_ranks = {part.ranks: part for part in (*old.measured, *new.measured)}
     return new.model_copy(update={"measured": tuple(by_ranks[ranks] for ranks in sorted(by_ranks))})
+
+
+def _agree(key: str, was: object, now: object) -> bool:
+    """Return whether two values of a key agree; a job need not state the number of classes."""
+    return was == now or (key == "data.num_classes" and None in (was, now))
 
 
 def _completed(subject: dict[str, Any]) -> dict[str, Any]:
@@ -212,7 +218,7 @@ def check_probe(job: Job, probe: Probe) -> None:
     """Raise JobError if a probe does not match a job, with every key that differs."""
     own = subject_of(job)
     measured = _completed(probe.subject)
-    differing = [key for key, value in own.items() if value != measured.get(key)]
+    differing = [key for key, value in own.items() if not _agree(key, measured.get(key), value)]
     if own["data.pipeline"] == "auto":
         differing = [key for key in differing if key != "data.pipeline"]
     remedy = "probe this job into a separate file"

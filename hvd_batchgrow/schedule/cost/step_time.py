@@ -66,6 +66,10 @@ class StepTime:
         sync_s = self.sync_s + self.sync_s_per_byte * num_bytes
         return self.fixed_s + before + float(_overlap(np.array(last_s), sync_s, self.overlap))
 
+    def repeat_s(self, samples: int, layout: Layout) -> float:
+        """Return the seconds in which a rank repeats another rank's share of an update; args as `update_s`."""
+        return layout.accumulation * self.pass_s + samples * self.sample_s
+
 
 def _overlap(pass_s: Seconds, sync_s: float, overlap: float) -> Seconds:
     """Return (T_g^c + T_sync^c)^(1/c) without underflow of the powers."""

@@ -29,8 +29,7 @@ def check_width(plan: Plan, phases: tuple[int, int], num_ranks: int) -> None:
         fault = f"{first}-{last} of the {len(plan.layouts)} phases 1-{len(plan.layouts)} of this job"
         raise JobError([Fault("--phases", f"there is no {fault}")], plan.job.name)
     # A phase has no updates, and needs no ranks, if the last update of the phase before covers it.
-    selected = zip(plan.schedule.phases[first - 1 : last], plan.layouts[first - 1 : last], strict=True)
-    planned = {layout.ranks for phase, layout in selected if phase.num_updates}
+    planned = {layout.ranks for k, _, layout in plan.trained_phases if first <= k <= last}
     if planned - {num_ranks}:
         counts = ", ".join(map(str, sorted(planned)))
         fault = f"{first}-{last} are planned for {counts} ranks, but the run has {counted(num_ranks, 'rank')}"

@@ -51,11 +51,13 @@ def plan_for_ranks(
         plan = _plan_for_any_ranks(job, ranks.size, num_samples)
         shown = replace(plan, job=job)  # the run keeps the job as the user wrote it
     else:
-        compiled = _measurable_plan if ranks.elastic else compile_plan
+        compiled = measurable_plan if ranks.elastic else compile_plan
         shown = replace(compiled(job, most_ranks, num_samples), job=job)
         plan = _flexible_plan(job, ranks.size, num_samples) if ranks.elastic else shown
     if phases is not None:
         check_width(plan, phases, ranks.size)
+        # The other jobs of the chain launch their own ranks.
+        plan, shown = (replace(each, num_ranks=max(each.num_ranks, each.peak_ranks)) for each in (plan, shown))
         return plan, shown
     if plan.peak_ranks > ranks.size:
         fault = f"a phase is planned for {plan.peak_ranks} ranks, but the run has {counted(ranks.size, 'rank')}"
@@ -76,9 +78,26 @@ def plan_to_write(plan: Plan, shown: Plan, ranks: Ranks) -> Plan:
         ranks: the launched ranks.
     """
     if ranks.elastic:
-        written = _measurable_plan(shown.job, shown.num_ranks, plan.num_samples, plan.decisions)
+        written = measurable_plan(shown.job, shown.num_ranks, plan.num_samples, plan.decisions)
         return replace(written, job=shown.job)
     return replace(plan, job=shown.job)
+
+
+def measurable_plan(job: Job, num_ranks: int, num_samples: int, decisions: Sequence[Decision] = ()) -> Plan:
+    """Return the plan of a job; if its trigger needs two gradients and one rank has one, in smaller micro-batches.
+
+    Raises:
+        JobError: the job cannot be planned.
+    """
+    try:
+        return compile_plan(job, num_ranks, num_samples, None, decisions)
+    except JobError as error:
+        ghost_batch, batch = job.model.ghost_batch, half_up(job.schedule.enlarged_batch)
+        half = batch // 2 // ghost_batch * ghost_batch
+        if [*error.faults] != [one_gradient(job, batch)] or half == 0:
+            raise
+    layout = job.layout.model_copy(update={"max_micro_batch": half})
+    return compile_plan(job.model_copy(update={"layout": layout}), num_ranks, num_samples, None, decisions)
 
 
 def _plan_for_any_ranks(job: Job, num_ranks: int, num_samples: int) -> Plan:
@@ -111,24 +130,7 @@ def _plan_for_any_ranks(job: Job, num_ranks: int, num_samples: int) -> Plan:
 
 def _flexible_plan(job: Job, num_ranks: int, num_samples: int) -> Plan:
     """Return the plan of `_for_any_ranks`."""
-    return _measurable_plan(_for_any_ranks(job), num_ranks, num_samples)
-
-
-def _measurable_plan(job: Job, num_ranks: int, num_samples: int, decisions: Sequence[Decision] = ()) -> Plan:
-    """Return the plan of a job; if its trigger needs two gradients and one rank has one, in smaller micro-batches.
-
-    Raises:
-        JobError: the job cannot be planned.
-    """
-    try:
-        return compile_plan(job, num_ranks, num_samples, None, decisions)
-    except JobError as error:
-        ghost_batch, batch = job.model.ghost_batch, half_up(job.schedule.enlarged_batch)
-        half = batch // 2 // ghost_batch * ghost_batch
-        if [*error.faults] != [one_gradient(job, batch)] or half == 0:
-            raise
-    layout = job.layout.model_copy(update={"max_micro_batch": half})
-    return compile_plan(job.model_copy(update={"layout": layout}), num_ranks, num_samples, None, decisions)
+    return measurable_plan(_for_any_ranks(job), num_ranks, num_samples)
 
 
 def _for_any_ranks(job: Job) -> Job:
