@@ -5,6 +5,7 @@ A tree is a tensor, or a dict, list, tuple or named tuple of trees. Each tensor 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -52,6 +53,18 @@ def take_rows(tree: Tree, rows: slice | Sequence[int]) -> Tree:
     return map_tensors(lambda tensor: tensor[rows], tree)
 
 
+def has_rows(tree: Any, count: int) -> bool:
+    """Return whether `take_rows` returns the samples of an object: it is a tree whose tensors have `count` rows.
+
+    A subclass of dict may have attributes, which `take_rows` would drop.
+    """
+    if isinstance(tree, Tensor):
+        return tree.dim() > 0 and len(tree) == count
+    if type(tree) in {dict, OrderedDict}:
+        return all(has_rows(part, count) for part in tree.values())
+    return isinstance(tree, (tuple, list)) and all(has_rows(part, count) for part in tree)
+
+
 def num_rows(tree: Tree) -> int:
     """Return the number of samples of a tree."""
     return len(next(tensors_in(tree)))
@@ -67,13 +80,18 @@ def moved(tree: Tree, device: torch.device) -> Tree:
     return map_tensors(lambda tensor: to_device(tensor, device), tree)
 
 
-def form_of(tree: Tree) -> str:
-    """Return types and shapes of one sample, such as `float32 (3, 8, 8)` or `{'ids': int64 (16,)}`."""
+def form_of(tree: Any) -> str:
+    """Return types and shapes of one sample, such as `float32 (3, 8, 8)` or `{'ids': int64 (16,)}`.
+
+    An object that is not a tree is described by its type.
+    """
     if isinstance(tree, Tensor):
         return f"{str(tree.dtype).removeprefix('torch.')} {tuple(tree.shape[1:])}"
     if isinstance(tree, dict):
         return "{" + ", ".join(f"{key!r}: {form_of(part)}" for key, part in tree.items()) + "}"
-    return "[" + ", ".join(map(form_of, tree)) + "]"
+    if isinstance(tree, (tuple, list)):
+        return "[" + ", ".join(map(form_of, tree)) + "]"
+    return type(tree).__name__
 
 
 def bit_identical(ours: Tree, theirs: Tree) -> bool:

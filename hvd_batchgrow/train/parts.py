@@ -101,10 +101,12 @@ class TrainingParts:
         """Seed and N, if the network draws dropout by sample."""
 
     def _load_task(self) -> Task:
-        """Return the job's task; what makes its losses depend on the layout is added to `hazards`."""
+        """Return the job's task; what `try_task` finds is added to `hazards` and `task_notes`."""
         job, source = self.job, self.source
         task = _load_task(job, source)
-        self.hazards += try_task(job, task, self.model, input_form(job, source_form(source, job.task.target)), source)
+        form = input_form(job, source_form(source, job.task.target))
+        hazards, self.task_notes = try_task(job, task, self.model, form, source)
+        self.hazards += hazards
         return task
 
     def measure_noise(self) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ def default_shapes(
 
 
 def find_hazards(job: Job, source: Datasets) -> tuple[list[str], list[str]]:
-    """Find what makes the results of a job's network depend on the layout, and note what training changes in it.
+    """Find what makes the results of a job depend on the layout, and notes: what training changes in its network.
 
     Raises:
         JobError: the network cannot be built.
@@ -131,7 +132,8 @@ def find_hazards(job: Job, source: Datasets) -> tuple[list[str], list[str]]:
     notes = forward_state(job, model, form).notes(job.model.name, exact=job.layout.exact)
     with faults_of(job.name):
         task = load_task(job.task, source.num_classes, source.schema)
-    return [*hazards(job, model, form), *try_task(job, task, model, input_form(job, form), source)], notes
+    of_task, task_notes = try_task(job, task, model, input_form(job, form), source)
+    return [*hazards(job, model, form), *of_task], [*task_notes, *notes]
 
 
 def verify(
@@ -240,7 +242,8 @@ def _end(process: subprocess.Popen[str]) -> None:
     """Terminate a launcher, which then ends its ranks. Kill it if it has not ended after `_GRACE_S`."""
     try:
         process.terminate()
-        process.wait(_GRACE_S)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE_S)
     finally:
         process.kill()
         process.wait()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from hvd_batchgrow.config.task_specs import Direction
 from hvd_batchgrow.data.datasets.example import source_form
 from hvd_batchgrow.messages.errors import JobError
 from hvd_batchgrow.nn.build import input_form
-from hvd_batchgrow.tasks.task import Losses
+from hvd_batchgrow.tasks.task import Losses, Task
 from hvd_batchgrow.train.task_trial import try_task
 from tests.helpers import small_job, small_source
 
@@ -57,14 +59,59 @@ class WithoutMode(Cubed):
         return super().__call__(outputs, targets, training=True)
 
 
+class Returning(nn.Module):
+    """Returns its logits as part of something else."""
+
+    def __init__(self, logits: nn.Module, form: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.logits, self.form = logits, form
+
+    def forward(self, rows: Tensor) -> Any:
+        return self.form(self.logits(rows))
+
+
+class OfPart:
+    """A task for the logits in something else."""
+
+    metrics = Cubed.metrics
+
+    def __init__(self, task: Cubed, logits_of: Callable[[Any], Tensor]) -> None:
+        self.task, self.logits_of = task, logits_of
+
+    def __call__(self, outputs: Any, targets: Tensor, *, training: bool) -> Losses:
+        return self.task(self.logits_of(outputs), targets, training=training)
+
+
+class Attributes(dict[str, Tensor]):
+    """A dict whose values are attributes too, as in transformers."""
+
+    __getattr__ = dict.__getitem__
+
+
+TREES: dict[str, tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]] = {
+    "tuple": (lambda logits: (logits, logits[:, :1]), lambda outputs: outputs[0]),
+    "dict": (lambda logits: {"out": logits, "aux": [logits]}, lambda outputs: outputs["out"]),
+    "ordered dict": (lambda logits: OrderedDict(out=logits), lambda outputs: outputs["out"]),
+}
+OTHERS: dict[str, tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]] = {
+    "a mean too": (lambda logits: (logits, logits.mean()), lambda outputs: outputs[0]),
+    "attributes": (lambda logits: Attributes(out=logits), lambda outputs: outputs.out),
+}
+
+
 def network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.LazyLinear(3))
 
 
 def trial(task: Cubed, **sections: Any) -> list[str]:
-    job = small_job(task={"name": f"{HERE}:{type(task).__name__}"}, **sections)
+    hazards, notes = try_it(task, type(task).__name__, network(), **sections)
+    assert not notes
+    return hazards
+
+
+def try_it(task: Task, name: str, model: nn.Module, **sections: Any) -> tuple[list[str], list[str]]:
+    job = small_job(task={"name": f"{HERE}:{name}"}, **sections)
     source = small_source()
-    model = network()
     form = input_form(job, source_form(source, None))
     model(torch.zeros(2, *form))  # type: ignore[misc]
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -83,6 +130,33 @@ def test_losses_that_depend_on_other_samples_are_named() -> None:
     assert trial(Coupled()) == [f"the task {name} gives a sample another loss if its micro-batch has other samples"]
     with pytest.raises(JobError, match=rf"layout.exact: is not possible with the task {name}"):
         trial(Coupled(), layout={"exact": True})
+
+
+@pytest.mark.parametrize("form", TREES)
+def test_losses_of_several_outputs_are_checked_too(form: str) -> None:
+    made, logits_of = TREES[form]
+    for task, found in ((Cubed(), False), (Coupled(), True)):
+        hazards, notes = try_it(OfPart(task, logits_of), "Task", Returning(network(), made))
+        assert bool(hazards) == found
+        assert not notes
+    with pytest.raises(JobError, match=rf"layout.exact: is not possible with the task {HERE}:Task"):
+        try_it(OfPart(Coupled(), logits_of), "Task", Returning(network(), made), layout={"exact": True})
+
+
+@pytest.mark.parametrize("form", OTHERS)
+def test_outputs_that_cannot_be_divided_by_sample_are_noted(form: str) -> None:
+    made, logits_of = OTHERS[form]
+    for exact in (False, True):
+        found = try_it(OfPart(Coupled(), logits_of), "Task", Returning(network(), made), layout={"exact": exact})
+        task = f"the task {HERE}:Task"
+        why = "the outputs of small_conv_net cannot be divided by sample"
+        assert found == ([], [f"it was not checked whether {task} mixes the samples of a micro-batch: {why}"])
+
+
+def test_a_task_that_fails_is_shown_the_forms_of_outputs_and_targets() -> None:
+    forms = r"a sample has the outputs \[float32 \(3,\), float32 \(1,\)\] and the targets int64 \(\)"
+    with pytest.raises(JobError, match=f"'tuple' object has no attribute 'gather'.*; {forms}$"):
+        try_it(Cubed(), "Cubed", Returning(network(), TREES["tuple"][0]))
 
 
 def test_a_compiled_network_is_not_compiled_for_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:

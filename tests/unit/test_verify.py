@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Sequence
@@ -250,6 +251,17 @@ def test_the_cause_is_named(job: str, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert main(["verify", "drawing.toml", "--layouts", "1x1x16,1x2x8"]) == 1
     text = capsys.readouterr().out
     assert "results of drawing:net depend on the layout: 1, 2: random numbers that are not keyed by sample" in text
+
+
+def test_a_launcher_that_ignores_sigterm_is_killed_after_the_grace_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "_GRACE_S", 0.1)
+    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", stubborn], stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    process.stdout.readline()
+    verify._end(process)  # raises nothing
+    assert process.returncode == -9
+    process.stdout.close()
 
 
 def test_ranks_are_launched_by_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

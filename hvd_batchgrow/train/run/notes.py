@@ -54,11 +54,12 @@ def _first_bad(samples: Dataset, sample_id: int) -> str:
 
 
 def notes_on_network(parts: TrainingParts) -> list[str]:
-    """Return notes on initial weights, results that depend on the layout, overlapping patterns, and slow decoding."""
+    """Return notes on initial weights, dependence on the layout, overlapping patterns, and slow decoding."""
     job, train = parts.job, parts.source.train
     notes = parts.weight_notes + [
         f"results of {job.model.name} depend on the layout: {hazard}" for hazard in parts.hazards
     ]
+    notes += parts.task_notes
     notes += parts.forward_state.notes(job.model.name, exact=job.layout.exact)
     notes += overlaps(parts.model, job.optim)
     if train.kind == "encoded" and job.data.pipeline == "auto" and choose_pipeline(job.data, train) == "torch":
