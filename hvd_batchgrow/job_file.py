@@ -29,6 +29,20 @@ from hvd_batchgrow.tasks.task_keys import check_task_keys
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
+OTHER_NAMES = {
+    "batch": "schedule.global_batch",
+    "batch_size": "schedule.global_batch",
+    "train_batch_size": "schedule.global_batch",
+    "learning_rate": "optim.lr",
+    "base_lr": "optim.lr",
+    "wd": "optim.weight_decay",
+    "num_epochs": "schedule.epochs",
+    "max_epochs": "schedule.epochs",
+    "num_train_epochs": "schedule.epochs",
+    "num_workers": "data.workers",
+}
+"""Keys of a job file by their names in other trainers."""
+
 
 def load_job(path: Path, overrides: Mapping[str, Any] | None = None) -> Job:
     """Read a job file.
@@ -200,8 +214,12 @@ def _suggestion(place: Sequence[Any], location: Sequence[Any]) -> str:
     if others:
         return f" of {location[1]!r}; it belongs to {', '.join(others)}"
     known = list(models[location[1] if len(models) > 1 else ""].model_fields)
+    meant = [OTHER_NAMES[place[-1]]] if place[-1] in OTHER_NAMES else []
+    if meant and meant[0].rpartition(".")[0] == dotted(place[:-1]):
+        return f"; did you mean {meant[0]}?"
     near = [dotted([*place[:-1], key]) for key in difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)]
-    if near := near or [key for key in job_keys() if key.endswith(f".{place[-1]}")]:
+    same = [key for key in job_keys() if key.endswith(f".{place[-1]}")]
+    if near := near or [*meant, *same]:
         return f"; did you mean {' or '.join(near)}?"
     return f"; known here: {', '.join(known)}"
 

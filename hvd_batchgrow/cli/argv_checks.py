@@ -15,13 +15,10 @@ import tyro
 from pydantic import TypeAdapter, ValidationError
 
 from hvd_batchgrow.cli.common import JobCommand
-from hvd_batchgrow.job_file import job_keys
+from hvd_batchgrow.job_file import OTHER_NAMES, job_keys
 from hvd_batchgrow.messages.errors import Fault
 from hvd_batchgrow.messages.value_faults import value_fault
 from hvd_batchgrow.messages.wording import shown
-
-_OTHER_NAMES = {"batch": "schedule.global_batch", "batch_size": "schedule.global_batch", "learning_rate": "optim.lr"}
-"""Keys of a job file by their names in other trainers."""
 
 
 def word_faults(command: type, words: Sequence[str]) -> list[Fault]:
@@ -72,7 +69,7 @@ def _value_faults(name: str, kind: Any, text: str) -> Iterator[Fault]:
 
 def _suggestion(name: str, value: str, options: Mapping[str, Any], takes_job: bool) -> str:
     word = name.lstrip("-").replace("-", "_")
-    keys = [_OTHER_NAMES[word]] if word in _OTHER_NAMES else [key for key in job_keys() if key.endswith(f".{word}")]
+    keys = [OTHER_NAMES[word]] if word in OTHER_NAMES else [key for key in job_keys() if key.endswith(f".{word}")]
     passes_on = "--sbatch" in options  # sbatch has options of many names, so only a small typo is one of ours
     similar = difflib.get_close_matches(name, options, n=1, cutoff=0.8 if passes_on else 0.6)
     if near := [f"--{key}" for key in keys if takes_job] or similar:

@@ -7,7 +7,7 @@ import importlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.data.datasets.example import Example
-from hvd_batchgrow.data.tensor_tree import Tree, form_of, map_tensors
+from hvd_batchgrow.data.tensor_tree import Tree, form_of, map_tensors, tensors_in
 from hvd_batchgrow.deployment.plain_network import to_plain
 from hvd_batchgrow.deployment.trained_network import TrainedNetwork
 from hvd_batchgrow.messages.errors import RunError, describe_error, unwritable
@@ -58,7 +58,7 @@ def export(network: TrainedNetwork, to: Format, output: Path) -> tuple[Path, lis
         _check(expected, model(samples), "the network with torch's batch norms")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        content, program = _EXPORTERS[to](model, example, network)
+        content, program = _EXPORTERS[to](model, example, expected, network)
     notes = [f"{to}: {' '.join(str(w.message).split())}" for w in caught if w.category.__name__ == "TracerWarning"]
     if program is not None:
         with torch.no_grad():
@@ -80,27 +80,33 @@ def _samples(network: TrainedNetwork, count: int) -> Tree:
     return torch.rand(count, *network.form).to(input_type(network.model))
 
 
-def _check(expected: Tensor, found: Tensor, what: str) -> None:
-    """Raise RunError if logits differ by more than rounding."""
-    difference = (found - expected).abs().max() / expected.abs().max().clamp_min(1e-30)
-    if not difference <= _LARGEST_DIFFERENCE and not torch.equal(found, expected):
-        fault = f"{what} computes logits that differ by {difference:.1e} from the network's"
-        raise RunError(f"{fault}: does its forward depend on the values or on the number of the samples?")
+def _check(expected: Tree, found: Tree, what: str) -> None:
+    """Raise RunError if outputs differ by more than rounding; those of a program may be in other containers."""
+    ours, theirs = list(tensors_in(expected)), list(tensors_in(found))
+    hint = "does its forward depend on the values or on the number of the samples?"
+    if [tensor.shape for tensor in ours] != [tensor.shape for tensor in theirs]:
+        raise RunError(f"{what} returns {form_of(found)}, and the network {form_of(expected)}: {hint}")
+    for a, b in zip(ours, theirs, strict=True):
+        if torch.equal(a, b):
+            continue
+        difference = (b.double() - a.double()).abs().max() / a.double().abs().max().clamp_min(1e-30)
+        if not difference <= _LARGEST_DIFFERENCE:
+            raise RunError(f"{what} computes outputs that differ by {difference:.1e} from the network's: {hint}")
 
 
 # --- formats -----------------------------------------------------------------------------------
 
-_Exported = tuple[bytes, Callable[[Tree], Tensor] | None]
+_Exported = tuple[bytes, Callable[[Tree], Tree] | None]
 """The content of the file, and the program as loaded from it; None for weights alone."""
 
 
-def _state_dict(model: nn.Module, example: Tree, network: TrainedNetwork) -> _Exported:
+def _state_dict(model: nn.Module, example: Tree, outputs: Tree, network: TrainedNetwork) -> _Exported:
     buffer = io.BytesIO()
     torch.save(model.state_dict(), buffer)
     return buffer.getvalue(), None
 
 
-def _safetensors(model: nn.Module, example: Tree, network: TrainedNetwork) -> _Exported:
+def _safetensors(model: nn.Module, example: Tree, outputs: Tree, network: TrainedNetwork) -> _Exported:
     save = _need("safetensors.torch", "safetensors").save
     state = model.state_dict()
     if others := [name for name, value in state.items() if not isinstance(value, Tensor)]:
@@ -110,16 +116,18 @@ def _safetensors(model: nn.Module, example: Tree, network: TrainedNetwork) -> _E
     return save(tensors, metadata={"format": "pt", "classes": dump_json(network.description.classes)}), None
 
 
-def _torchscript(model: nn.Module, example: Tree, network: TrainedNetwork) -> _Exported:
+def _torchscript(model: nn.Module, example: Tree, outputs: Tree, network: TrainedNetwork) -> _Exported:
     """Trace the network: TorchScript's compiler accepts fewer networks."""
     buffer = io.BytesIO()
     with _exporting("torchscript"):
-        torch.jit.save(torch.jit.trace(model, example, check_trace=False), buffer)
+        # Strict tracing refuses a dict or list of outputs.
+        is_strict = isinstance(outputs, Tensor)
+        torch.jit.save(torch.jit.trace(model, example, check_trace=False, strict=is_strict), buffer)
     buffer.seek(0)
     return buffer.getvalue(), torch.jit.load(buffer)
 
 
-def _exported_program(model: nn.Module, example: Tree, network: TrainedNetwork) -> _Exported:
+def _exported_program(model: nn.Module, example: Tree, outputs: Tree, network: TrainedNetwork) -> _Exported:
     buffer = io.BytesIO()
     with _exporting("exported_program"):
         torch.export.save(_program(model, example), buffer)
@@ -127,23 +135,30 @@ def _exported_program(model: nn.Module, example: Tree, network: TrainedNetwork) 
     return buffer.getvalue(), torch.export.load(buffer).module()
 
 
-def _onnx(model: nn.Module, example: Tree, network: TrainedNetwork) -> _Exported:
+def _onnx(model: nn.Module, example: Tree, outputs: Tree, network: TrainedNetwork) -> _Exported:
     for package in ("onnx", "onnxscript"):
         _need(package, "onnx onnxscript")
+    names = ["logits"] if isinstance(outputs, Tensor) else [f"output_{path}" for path in _paths(outputs)]
     with _exporting("onnx"):
         program = torch.onnx.export(
-            _program(model, example), input_names=["inputs"], output_names=["logits"], dynamo=True, verbose=False
+            _program(model, example), input_names=["inputs"], output_names=names, dynamo=True, verbose=False
         )
     assert program is not None
     content = program.model_proto.SerializeToString()
-    return content, _onnx_reference(content)
+    return content, _onnx_reference(content, names)
 
 
-def _onnx_reference(content: bytes) -> Callable[[Tensor], Tensor]:
+def _paths(outputs: Tree) -> Iterator[str]:
+    """Yield the path of each tensor in a dict, list or tuple: its keys and positions, such as `aux_0`."""
+    for key, part in outputs.items() if isinstance(outputs, dict) else enumerate(outputs):
+        yield from [f"{key}"] if isinstance(part, Tensor) else (f"{key}_{path}" for path in _paths(part))
+
+
+def _onnx_reference(content: bytes, names: Sequence[str]) -> Callable[[Tensor], list[Tensor]]:
     """Return the program as onnx's reference implementation runs it."""
     onnx, reference = _need("onnx", "onnx"), _need("onnx.reference", "onnx")
     evaluator = reference.ReferenceEvaluator(onnx.load_from_string(content))
-    return lambda inputs: torch.from_numpy(evaluator.run(None, {"inputs": inputs.numpy()})[0])
+    return lambda inputs: [torch.from_numpy(found) for found in evaluator.run([*names], {"inputs": inputs.numpy()})]
 
 
 def _program(model: nn.Module, example: Tree) -> torch.export.ExportedProgram:
@@ -152,7 +167,7 @@ def _program(model: nn.Module, example: Tree) -> torch.export.ExportedProgram:
     return torch.export.export(model, (example,), dynamic_shapes=(shapes,))
 
 
-_EXPORTERS: Mapping[Format, Callable[[nn.Module, Tree, TrainedNetwork], _Exported]] = {
+_EXPORTERS: Mapping[Format, Callable[[nn.Module, Tree, Tree, TrainedNetwork], _Exported]] = {
     "safetensors": _safetensors,
     "onnx": _onnx,
     "torchscript": _torchscript,

@@ -21,6 +21,7 @@ from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset, read_heade
 from hvd_batchgrow.data.images.image_header import bad_header
 from hvd_batchgrow.data.images.image_index import Entry, make_index
 from hvd_batchgrow.data.pipeline.reader import Reader
+from hvd_batchgrow.data.tensor_tree import form_of
 from hvd_batchgrow.deployment.table_rows import read_rows
 from hvd_batchgrow.deployment.trained_network import TrainedNetwork
 from hvd_batchgrow.messages.errors import RunError, reason_of
@@ -137,6 +138,9 @@ def evaluation_inputs(
 def _answers(network: TrainedNetwork, inputs: Tensor) -> NDArray[np.float32]:
     """Return probabilities of classes or labels, or predicted numbers, (n, outputs)."""
     outputs, task = network.outputs(inputs), network.description.task
+    if not isinstance(outputs, Tensor):
+        fault = f"predict needs a network that returns one tensor, and this one returns {form_of(outputs)}"
+        raise RunError(f"{fault}; export it and predict with your own code")
     if task.answer == "class":
         outputs = outputs.softmax(1)
     elif task.answer == "labels":

@@ -51,15 +51,16 @@ class TrainedNetwork:
     notes: tuple[str, ...]
     """A line for each newer checkpoint that is damaged, with the reason."""
 
-    def outputs(self, inputs: Tree) -> Tensor:
-        """Return the network's outputs, float32 (n, outputs), in the job's precision.
+    def outputs(self, inputs: Tree) -> Any:
+        """Return the network's outputs in the job's precision: float32 (n, outputs), or what a custom network returns.
 
         Args:
             inputs: preprocessed and normalized, (n, C, H, W) or (n, features); or a tree of tensors (n, …).
         """
         changing = self.forward_state.in_evaluation
         with torch.no_grad(), restored_buffers(self.model, changing), autocast(self.device, self.job.update.precision):
-            return self.model(network_inputs(inputs, self.model)).float()  # type: ignore[no-any-return]
+            outputs = self.model(network_inputs(inputs, self.model))
+        return outputs.float() if isinstance(outputs, Tensor) else outputs
 
 
 def load_network(

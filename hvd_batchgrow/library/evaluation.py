@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.nn.modes import kept_modes
 from hvd_batchgrow.storage.strict_json import dump_json
+from hvd_batchgrow.tasks.checked_losses import metrics_fault
 
 T = TypeVar("T")
 N = TypeVar("N", bound=nn.Module)
@@ -61,13 +62,16 @@ def evaluate(
         total sum divided by total count of each quantity; nan if the count is 0.
 
     Raises:
-        ValueError: no rank has a batch, or two batches have different quantities.
+        ValueError: no rank has a batch, two batches have different quantities, or `measure` returned something else
+            than a sum and a count of each.
     """
     sums: dict[str, Tensor] = {}
     with kept_modes(network), torch.no_grad():
         network.eval()
         for batch in batches:
             measured = measure(network, batch)
+            if fault := metrics_fault(measured):
+                raise ValueError(f"measure {fault}")
             if sums and {*measured} != {*sums}:
                 raise ValueError(f"measure returned {sorted(measured)} for a batch, and {sorted(sums)} for another")
             for name, (total, count) in measured.items():

@@ -12,7 +12,8 @@ from torch import Tensor
 from hvd_batchgrow.data.datasets.dataset import Ids
 from hvd_batchgrow.data.order.stream import Stream, micro_batches_of_rank
 from hvd_batchgrow.job_file import parse_job
-from hvd_batchgrow.messages.wording import counted
+from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.messages.wording import counted, shown
 from hvd_batchgrow.nn.keyed_random import sample_keys
 from hvd_batchgrow.schedule.phases import Phase, Schedule
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
@@ -80,9 +81,17 @@ def plan_updates(
         uneven_ranks: allow ranks to have different numbers of ghost batches.
 
     Raises:
-        JobError: the plan is impossible; the message has the arithmetic and the nearest valid value.
+        JobError: an argument is wrong, or the plan is impossible; the message has the arithmetic and the nearest valid
+            value.
         ValueError: there is neither a momentum nor betas, or the policy is adaptive.
     """
+    tables = ("schedule", schedule), ("optim", optim or {})
+    if faults := [
+        Fault(name, f"must be a dict of keys and values, got {shown(table)}")
+        for name, table in tables
+        if not isinstance(table, Mapping)
+    ]:
+        raise JobError(faults, "plan_updates")
     if schedule.get("policy") == "adaptive":
         fault = "plan_updates plans all updates in advance, and the triggers of policy = 'adaptive' decide during a run"
         raise ValueError(f"{fault}: use another policy, such as 'grow', or train the job with hvd-batchgrow train")

@@ -20,8 +20,8 @@ class Losses:
     weight: for instance the sum of the losses of a sample's tokens."""
     weights: Tensor | None = None
     """(n,): the weight of each sample, such as the number of its tokens; None: 1 each. The gradient of an update is
-    the gradient of the sum of all its losses, divided once by the sum of all its weights. Weights are at least 0.
-    Exact mode sums them in multiples of 2⁻²⁴."""
+    the gradient of the sum of all its losses, divided once by the sum of all its weights. Weights are at least 0 and
+    have no gradient. Exact mode sums them in multiples of 2⁻²⁴."""
     metrics: Mapping[str, tuple[Tensor | float, Tensor | float]] = field(default_factory=dict)
     """For each metric a sum and a count, numbers or tensors (). The metric of many samples is the total of their sums,
     divided by the total of their counts. Every micro-batch has the same metrics."""

@@ -121,16 +121,19 @@ EDITS: dict[str, tuple[dict[str, str], list[str]]] = {
     ),
     "unknown keys": (
         {
-            "lr = 0.05": "lr = 0.05\nlearning_rate = 1\nmomentun = 0.9",
-            'name = "small"\n': 'name = "small"\nlr = 1\n',
+            "lr = 0.05": "lr = 0.05\nlearning_rate = 1\nmomentun = 0.9\nbatch_size = 8\nfoo = 1",
+            'name = "small"\n': 'name = "small"\nlr = 1\nnum_epochs = 3\n',
             "[model]": "[modle]\n[model]",
             "= 2.2": "= 2.2\nevery_epochs = 1.0",
         },
         [
             "lr: unknown key; did you mean optim.lr?",
+            "num_epochs: unknown key; did you mean schedule.epochs?",
             "modle: unknown key; did you mean model?",
-            f"optim.learning_rate: unknown key; known here: {OF_SGD}",
+            "optim.learning_rate: unknown key; did you mean optim.lr?",
             "optim.momentun: unknown key; did you mean optim.momentum?",
+            "optim.batch_size: unknown key; did you mean schedule.global_batch or evaluation.batch_size?",
+            f"optim.foo: unknown key; known here: {OF_SGD}",
             "schedule.every_epochs: unknown key of 'grow'; it belongs to adabatch",
         ],
     ),

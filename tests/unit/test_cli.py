@@ -201,7 +201,9 @@ def test_digest_refuses_a_folder_that_is_not_a_run(tmp_path: Path, capsys: pytes
         (["train", "small.toml", "--cost", "P.json"], 2, "--cost: is for layout.grow_by = 'auto', and the job has"),
         (["submit", "small.toml", "--nodes-max", "1", "--cost", "P.json"], 2, "--cost: is for layout.grow_by = 'auto'"),
         (["twin", "twin.toml"], 2, "schedule.policy: 'decay' is the policy of the twin"),
-        (["train", "small.toml", "--data.root", "nowhere"], 1, "data.root = nowhere is not a folder"),
+        (["train", "small.toml", "--data.root", "nowhere"], 1, "data.root = nowhere is not a folder; looked for in /"),
+        (["plan", "small.toml", "--optim.learning-rate", "0.1"], 2, "unknown key; did you mean optim.lr?"),
+        (["plan", "small.toml", "--schedule.batch_size=8"], 2, "unknown key; did you mean schedule.global_batch?"),
     ],
 )
 def test_faults_end_with_a_message_and_no_run_folder(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.cli import main
+from hvd_batchgrow.data.tensor_tree import tensors_in
 from hvd_batchgrow.deployment.export import _metrics
 from hvd_batchgrow.deployment.plain_network import to_plain
 from hvd_batchgrow.deployment.trained_network import load_network
@@ -42,6 +43,27 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.head(self.body(x).mean((2, 3)))
+"""
+TWO_OUTPUTS = """
+import mynet
+from hvd_batchgrow.library import Classification
+
+class Tuple(mynet.Net):
+    def forward(self, x):
+        features = self.body(x).mean((2, 3))
+        return self.head(features), [features]
+
+class Dict(Tuple):
+    def forward(self, x):
+        logits, (features,) = super().forward(x)
+        return {"out": logits, "aux": features}
+
+class Task(Classification):
+    answer = "class"
+
+    def __call__(self, outputs, targets, *, training):
+        logits = outputs["out"] if isinstance(outputs, dict) else outputs[0]
+        return super().__call__(logits, targets, training=training)
 """
 SAMPLES = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(3))
 
@@ -232,8 +254,40 @@ def test_a_network_whose_forward_depends_on_the_number_of_samples_is_refused(
     Path("mynet.py").write_text(text)
     monkeypatch.delitem(sys.modules, "mynet")
     assert main(["export", str(RUN), "--to", "torchscript", "--output", "net"]) == 1
-    assert "the exported program (torchscript) computes logits that differ by" in capsys.readouterr().err
+    assert "the exported program (torchscript) computes outputs that differ by" in capsys.readouterr().err
     assert not Path("net").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.load.*deprecated:DeprecationWarning")
+def test_networks_of_several_outputs_are_exported(
+    photos: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("mynet.py").write_text(NET)
+    Path("two.py").write_text(TWO_OUTPUTS)
+    monkeypatch.syspath_prepend(Path.cwd())
+    for module in ("mynet", "two"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    text = Path("small.toml").read_text().replace("channels = [\n    4,\n    8,\n]\n", "")
+    has_onnx = importlib.util.find_spec("onnxscript") is not None
+    for name in ("Tuple", "Dict"):
+        task = '[task]\nname = "two:Task"\n'
+        Path("small.toml").write_text(text.replace("small_conv_net", f"two:{name}") + task)
+        assert main(["train", "small.toml", "--overwrite"]) == 0
+        expected = load_network(RUN, device="cpu").outputs(SAMPLES)
+        for to in ("state_dict", *PROGRAMS, *(["onnx"] if has_onnx else [])):
+            assert main(["export", str(RUN), "--to", to, "--output", to]) == 0, capsys.readouterr().err
+        assert "head.2.weight" in torch.load("state_dict")
+        programs = [torch.jit.load("torchscript"), torch.export.load("exported_program").module()]
+        outputs = [list(tensors_in(program(SAMPLES))) for program in programs]
+        if has_onnx:
+            names = {"Tuple": ["output_0", "output_1_0"], "Dict": ["output_out", "output_aux"]}
+            evaluator = importlib.import_module("onnx.reference").ReferenceEvaluator("onnx")
+            outputs.append([torch.from_numpy(x) for x in evaluator.run(names[name], {"inputs": SAMPLES.numpy()})])
+        for found in outputs:
+            torch.testing.assert_close(found, list(tensors_in(expected)), rtol=1e-4, atol=1e-5)
+        assert main(["predict", str(RUN), str(photos[0])]) == 1
+        fault = "predict needs a network that returns one tensor, and this one returns"
+        assert fault in capsys.readouterr().err
 
 
 def test_norms_and_dropout_become_those_of_torch() -> None:

@@ -352,6 +352,25 @@ def test_evaluation_divides_sums_by_counts_and_restores_the_modes() -> None:
         evaluate(network, [], measure, RANKS)
 
 
+@pytest.mark.parametrize(
+    ("measured", "fault"),
+    [
+        (
+            {"iou": torch.tensor([0.3, 4.0])},
+            "returned Tensor for the metric 'iou'; it must be a pair of a sum and a count",
+        ),
+        ({"iou": torch.tensor(0.3)}, "returned Tensor for the metric 'iou'"),
+        ({"iou": 0.3}, "returned float for the metric 'iou'"),
+        ({"iou": (torch.ones(3), 3)}, r"returned two values of the forms \(3,\) and int for the metric 'iou'"),
+        (0.3, "returned float as metrics; they must be a dict of sums and counts"),
+        (None, "returned NoneType as metrics"),
+    ],
+)
+def test_a_measure_returns_a_sum_and_a_count(measured: Any, fault: str) -> None:
+    with pytest.raises(ValueError, match=f"^measure {fault}"):
+        evaluate(nn.Identity(), [1], lambda network, batch: measured, RANKS)
+
+
 def test_batches_with_different_quantities_are_an_error() -> None:
     names = iter(["loss", "error"])
     with pytest.raises(ValueError, match=r"measure returned \['error'\] for a batch, and \['loss'\] for another"):
@@ -452,6 +471,19 @@ def test_a_plan_of_updates_cannot_be_adaptive() -> None:
         ValueError, match=r"the triggers of policy = 'adaptive' decide during a run: use another policy"
     ):
         plan_updates({"policy": "adaptive", "epochs": 2}, lr=0.1, momentum=0.9, num_samples=60, ghost_batch=4)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "optim", "fault"),
+    [
+        ("policy='grow'", None, "schedule: must be a dict of keys and values, got \"policy='grow'\""),
+        (["grow"], None, "schedule: must be a dict of keys and values"),
+        ({"policy": "grow"}, "sgd", "optim: must be a dict of keys and values, got 'sgd'"),
+    ],
+)
+def test_a_schedule_in_another_form_is_refused(schedule: Any, optim: Any, fault: str) -> None:
+    with pytest.raises(JobError, match=fault):
+        plan_updates(schedule, optim=optim, lr=0.1, momentum=0.9, num_samples=60, ghost_batch=4)
 
 
 def test_the_device_is_the_cpu_where_no_gpu_is_visible() -> None:

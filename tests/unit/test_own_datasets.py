@@ -282,6 +282,7 @@ def test_a_sample_that_fails_during_training_is_named_when_it_is_reached(
         ("empty", "train is empty"),
         ("pairs", "returned one Dataset, and no test set; return (train, test), or set data.test_fraction, such as"),
         ("unknown classes", "data.num_classes: is needed: the Dataset has neither num_classes nor classes"),
+        ("unknown classes", "; set the key, also for a custom task, or an attribute num_classes or classes of the"),
     ],
 )
 def test_what_a_source_may_not_return(label: str, message: str) -> None:

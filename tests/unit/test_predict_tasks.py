@@ -52,7 +52,8 @@ def outputs() -> torch.Tensor:
     network = load_network(Path("runs/small"), device="cpu")
     normalization = network.description.normalization
     inputs = (FEATURES - np.array(normalization.mean)) / np.array(normalization.std)
-    return network.outputs(torch.from_numpy(inputs).float())
+    found: torch.Tensor = network.outputs(torch.from_numpy(inputs).float())
+    return found
 
 
 def predicted(capsys: pytest.CaptureFixture[str], *words: str) -> str:

@@ -357,6 +357,10 @@ class Faulty:
         return self.change(losses)
 
 
+OTHERS: tuple[Any, Any] = torch.ones(2), []
+"""An invalid metric, and an invalid container of metrics."""
+
+
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize(
     ("change", "fault"),
@@ -377,11 +381,23 @@ class Faulty:
         (lambda found: Losses(found.each, metrics={**found.metrics, "loss": (1, 1)}), r"\['loss', 'mae', 'worst'\]"),
         (lambda found: Losses(found.each, metrics={**found.metrics, "mae": found.each.mean()}), r"Tensor for .*'mae'"),
         (lambda found: Losses(found.each, metrics={**found.metrics, "mae": (found.each, 6)}), r"\(6,\) and int"),
+        (lambda found: Losses(found.each, metrics={**found.metrics, "mae": OTHERS[0]}), r"Tensor for .*'mae'"),
+        (lambda found: Losses(found.each, metrics=OTHERS[1]), r"returned list as metrics; they must be a dict"),
     ],
 )
 def test_what_a_custom_task_returns_is_checked(change: Any, fault: str, training: bool) -> None:
     with pytest.raises(RunError, match=fault):
         losses_of(Faulty(change), drawn(6, 2), drawn(6, 2, seed=1), 6, training=training)
+
+
+def test_the_second_term_of_a_loss_is_not_taken_for_weights() -> None:
+    outputs, targets = drawn(6, 2).requires_grad_(), drawn(6, 2, seed=1)
+    terms = Faulty(lambda found: Losses(found.each, 2 * found.each, found.metrics))
+    fault = r"the weights have a gradient; add the terms of a loss: Losses\(a \+ b\)"
+    with pytest.raises(RunError, match=fault):
+        losses_of(terms, outputs, targets, 6, training=True)
+    weighted = Faulty(lambda found: Losses(found.each, found.each.detach(), found.metrics))
+    assert losses_of(weighted, outputs, targets, 6, training=True).weights is not None
 
 
 def test_metrics_have_the_same_order_on_all_ranks_and_no_gradient() -> None:

@@ -121,6 +121,29 @@ def test_a_mean_in_the_place_of_losses_is_refused() -> None:
         serve(engine_of(nn.Linear(5, 3), forward=without_losses), passes())
 
 
+@pytest.mark.parametrize(
+    ("losses_of", "fault"),
+    [
+        (
+            lambda each: Losses(each, each),
+            r"Losses.*the weights have a gradient; add the terms of a loss: Losses\(a \+ b\)",
+        ),
+        (lambda each: Losses(each, 2.0), "weights of shape float for"),  # type: ignore[arg-type]
+        (lambda each: Losses(each, metrics={"iou": each.mean()}), "Tensor for the metric 'iou'; it must be a"),
+        (lambda each: Losses(each, metrics=each), "Tensor as metrics; they must be a dict"),
+    ],
+)
+def test_weights_with_a_gradient_and_other_metrics_are_refused(losses_of: Any, fault: str) -> None:
+    def forward(model: nn.Module, micro_batch: MicroBatch) -> Losses:
+        losses: Losses = losses_of(
+            nn.functional.cross_entropy(model(micro_batch.inputs), micro_batch.targets, reduction="none")
+        )
+        return losses
+
+    with pytest.raises(ValueError, match=f"^forward returned {fault}"):
+        serve(engine_of(nn.Linear(5, 3), forward=forward), passes())
+
+
 @pytest.mark.parametrize("exact", [False, True])
 def test_a_norm_that_the_model_keeps_in_evaluation_stays_as_it_is(exact: bool) -> None:
     model = Net(still=True)

@@ -27,7 +27,8 @@ def need_root(data: DataSection, what: str, *, or_file: bool = False) -> Path:
         raise JobError([Fault("data.root", f"is needed for the source {data.source!r}: {what}")])
     root = Path(data.root)
     if not (root.exists() if or_file else root.is_dir()):
-        raise RunError(f"data.root = {data.root} is not a folder{near_folder(root)}")
+        place = "" if root.is_absolute() else f"; looked for in {Path.cwd()}"
+        raise RunError(f"data.root = {data.root} is not a folder{near_folder(root)}{place}")
     return root
 
 

@@ -145,7 +145,8 @@ def _classes(dataset: Any, data: DataSection, targets: Any, target: TargetKind |
         return known, classes if len(classes) == known else ()
     if data.num_classes is None and not known:
         fault = "is needed: the Dataset has neither num_classes nor classes, and its targets are not read in advance"
-        raise JobError([Fault("data.num_classes", fault)])
+        remedy = "set the key, also for a custom task, or an attribute num_classes or classes of the training Dataset"
+        raise JobError([Fault("data.num_classes", f"{fault}; {remedy}")])
     num_classes = max(known, data.num_classes or 0)  # a smaller number is an error of the job
     if target == "class" and targets.dim() == 2 and targets.shape[1] != num_classes:
         fault = f"{data.source}: a sample's target has {targets.shape[1]} probabilities, of {num_classes} classes"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hvd_batchgrow.data.tensor_tree import device_of, moved, num_rows
 from hvd_batchgrow.nn.parameters import network_inputs
-from hvd_batchgrow.tasks.checked_losses import losses_of
+from hvd_batchgrow.tasks.checked_losses import losses_of, metrics_fault, weights_fault
 from hvd_batchgrow.tasks.task import Losses, Task
 
 
@@ -72,7 +72,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 
 
 def check_losses(losses: Losses, num_ghost_batches: int, ghost_batch: int) -> None:
-    """Check that there is one loss per sample of a micro-batch, and one weight if there are weights.
+    """Check that there is one loss per sample of a micro-batch, one weight if there are weights, and valid metrics.
 
     A mean instead would give all micro-batches the same weight, whatever their size; and dividing by B is only
     correct for a sum of B losses.
@@ -83,20 +83,27 @@ def check_losses(losses: Losses, num_ghost_batches: int, ghost_batch: int) -> No
         ghost_batch: γ.
 
     Raises:
-        ValueError: it is not `Losses`, or the losses or the weights have another shape.
+        ValueError: it is not `Losses`, the losses or the weights have another shape, the weights have a gradient, or a
+            metric is not a sum and a count.
     """
     if not isinstance(losses, Losses):
         raise ValueError(
             f"forward returned {type(losses).__name__}; it must return Losses(each), a loss of each sample"
         )
-    size, shape = num_ghost_batches * ghost_batch, tuple(losses.each.shape)
+    size, shape = num_ghost_batches * ghost_batch, _shape_of(losses.each)
     if shape != (size,) or not num_ghost_batches:
         raise ValueError(
             f"forward returned losses of shape {shape} for a micro-batch of {num_ghost_batches} ghost batches "
             f"of {ghost_batch}; it must return the loss of each sample, ({size},): reduction='none'"
         )
-    if losses.weights is not None and losses.weights.shape != (size,):
+    if losses.weights is not None and _shape_of(losses.weights) != (size,):
         raise ValueError(
-            f"forward returned weights of shape {tuple(losses.weights.shape)} for a micro-batch of {size} samples; "
+            f"forward returned weights of shape {_shape_of(losses.weights)} for a micro-batch of {size} samples; "
             f"it must return the weight of each sample, ({size},)"
         )
+    if fault := weights_fault(losses.weights) or metrics_fault(losses.metrics):
+        raise ValueError(f"forward {fault}")
+
+
+def _shape_of(values: Any) -> tuple[int, ...] | str:
+    return tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
