@@ -18,7 +18,6 @@ finished. Statistics are taken at the end of a turn, like at the end of an updat
 from __future__ import annotations
 
 import argparse
-import ctypes
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 
@@ -28,12 +27,12 @@ from torch import Tensor, nn
 from benchmarks.turns import print_rates, synchronize, take_turns
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm2d
 from hvd_batchgrow.nn.ghost.ghost_choice import by_pytorch_only, kernels_for_cpu
+from hvd_batchgrow.train.malloc_tuning import keep_freed_memory
 
 SIDES, LAYOUTS = (32, 8), (torch.contiguous_format, torch.channels_last)
 RESNET_MAPS = ((64, 112), (256, 56), (512, 28), (1024, 14), (2048, 7))
 """Channels and side of ResNet-50's widest maps."""
 VALUES_A_TURN = {"cpu": 2**24, "cuda": 2**30}
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of <malloc.h>
 
 
 class ChunkLoop(nn.BatchNorm2d):
@@ -110,13 +109,6 @@ def on_gpu(channels: int, ghost_batch: int) -> dict[str, nn.Module]:
     return norms
 
 
-def keep_memory() -> None:
-    """Make glibc keep freed memory."""
-    libc = ctypes.CDLL(None)
-    libc.mallopt(_M_MMAP_MAX, 0)
-    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-
-
 def parse() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -150,7 +142,7 @@ def main() -> None:
     """Time the contestants in turns, for each shape."""
     arguments = parse()
     if arguments.device == "cpu" and not arguments.fresh_memory:
-        keep_memory()
+        keep_freed_memory()
     torch.set_num_threads(1)
     device = torch.cuda.get_device_name() if arguments.device == "cuda" else "CPU, one thread"
     for x in inputs(arguments):

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+import tomli_w
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -22,6 +24,24 @@ from hvd_batchgrow.observers.console_tables import print_plan
 from hvd_batchgrow.schedule.plan import Plan
 
 NUM_TRAIN, NUM_TEST, NUM_CLASSES, SIDE = 300, 50, 3, 8
+
+
+def enter_with_job(folder: Path, tree: dict[str, Any], patch: pytest.MonkeyPatch) -> None:
+    """Make a folder the working directory, with `job.toml`, the data of `small_source` and a separate cache."""
+    patch.chdir(folder)
+    patch.setenv("HVD_BATCHGROW_CACHE", str(folder / "cache"))
+    write_idx_folder(Path("data"), small_source())
+    Path("job.toml").write_text(tomli_w.dumps(tree))
+
+
+def no_report(what: str, done: int, total: int, unit: str = "bytes") -> None:
+    """Ignore progress."""
+
+
+def everything(samples: Dataset) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return all values and labels; fetch them in reverse, to test the order of ids, and restore the order."""
+    ids = np.arange(len(samples))[::-1]
+    return samples.fetch(ids)[::-1], samples.targets[ids][::-1]
 
 
 def job_tree(root: Path | str = "data", /, **sections: Any) -> dict[str, Any]:

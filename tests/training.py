@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 from hvd_batchgrow.comm.devices import take_device
@@ -39,6 +40,20 @@ class Recorder(Observer):
 
     def on_decision(self, event: Decided) -> None:
         self.decided.append(event.decision)
+
+
+def bytes_of(checkpoint: Checkpoint) -> bytes:
+    """Return the content of the file of a checkpoint."""
+    buffer = BytesIO()
+    checkpoint.write_to(buffer)
+    return buffer.getvalue()
+
+
+def weights(run: Path) -> str:
+    """Return a digest of the weights in the newest checkpoint of a run."""
+    checkpoint, _ = newest_good(run / "checkpoints")
+    assert checkpoint is not None
+    return tree_digest(checkpoint.model)
 
 
 class StopAfter:

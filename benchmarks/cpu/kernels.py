@@ -12,6 +12,7 @@ from benchmarks import arrays, checkpoint, ghost_batch_norm, jpeg, lars
 from benchmarks.rows.figures import Figure, Group, Outcome, compare, ratios_of
 from benchmarks.rows.row import LEAST_TURNS, Settings, say
 from benchmarks.turns import take_turns
+from hvd_batchgrow.train.malloc_tuning import keep_freed_memory
 
 
 def run(name: str, settings: Settings) -> Outcome:
@@ -51,7 +52,7 @@ def of_jpeg(settings: Settings) -> Outcome:
 
 def of_ghost_norm(settings: Settings) -> list[Group]:
     """Ghost batch norm with ghost batches of 32, forward and backward."""
-    ghost_batch_norm.keep_memory()
+    keep_freed_memory()
     found = []
     for index, side in enumerate(ghost_batch_norm.SIDES):
         x = torch.randn(64 if settings.is_tiny else 256, 64, side, side)

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from hvd_batchgrow.cli.branch_setup import branch_costs
-from hvd_batchgrow.messages.errors import RunError, unwritable
+from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.observers.branch_tables import branch_cost_table, branching_table
 from hvd_batchgrow.observers.console import PlainConsole
 from hvd_batchgrow.observers.console_tables import print_table
 from hvd_batchgrow.results.branching import Branching, compare_branches, read_branch
-from hvd_batchgrow.storage.atomic import write_atomically
-from hvd_batchgrow.storage.strict_json import dump_json
+from hvd_batchgrow.storage.atomic import write_file
+from hvd_batchgrow.storage.strict_json import json_bytes
 from hvd_batchgrow.train.checkpoints.checkpoint_names import saved_samples
 from hvd_batchgrow.train.run.branch_folders import BranchSetup
 
@@ -60,13 +60,9 @@ def store_comparison(setup: BranchSetup, found: Branching) -> None:
     """Write a comparison to `table.txt` and `table.json` in the folder of the branches. Raises RunError."""
     console = PlainConsole(io.StringIO(), 140)
     print_comparison(console, setup, found)
-    texts = {"table.txt": console.file.getvalue()}  # type: ignore[attr-defined]
-    texts["table.json"] = f"{dump_json(comparison_tree(setup, found), indent=2)}\n"
-    for name, text in texts.items():
-        try:
-            write_atomically(setup.folder / name, text.encode())
-        except OSError as error:
-            raise unwritable(setup.folder / name, error) from None
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    write_file(setup.folder / "table.txt", text.encode())
+    write_file(setup.folder / "table.json", json_bytes(comparison_tree(setup, found)))
 
 
 def refuse_unfinished(setup: BranchSetup, words: Sequence[str]) -> None:

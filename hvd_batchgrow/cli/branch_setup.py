@@ -42,8 +42,7 @@ def train_branch(work: dict[str, Any], ranks: Ranks, stop: Stop) -> RunEnded:
 
 def ranks_of_run(run: Path) -> int:
     """Return the number of ranks that a run used last; 1 if that is unknown."""
-    attempts = RunFiles.read(run).attempts
-    return ranks_of_attempt(attempts[-1] if attempts else {})
+    return ranks_of_attempt(RunFiles.read(run).last_attempt)
 
 
 def ranks_of_attempt(attempt: Mapping[str, Any]) -> int:

@@ -48,8 +48,7 @@ def width_of(run: Path, nodes: int | None, ranks_per_node: int | None) -> Width:
         JobError: the ranks of the run do not fill whole nodes.
         RunError: the run cannot be read.
     """
-    attempts = RunFiles.read(run).attempts
-    last = attempts[-1] if attempts else {}
+    last = RunFiles.read(run).last_attempt
     ranks = ranks_of_attempt(last)
     hardware = last.get("hardware")
     hosts = hardware.get("gpus_per_host") if isinstance(hardware, dict) else None

@@ -12,6 +12,7 @@ from pathlib import Path
 import hvd_batchgrow
 from hvd_batchgrow.doctor.check import Check, Facts, fail, note, ok
 from hvd_batchgrow.doctor.gather import facts_of
+from hvd_batchgrow.train.run.versions import installed_version
 
 OLDEST_PYTHON = (3, 11)
 _OTHER_EXTRAS = ("mpi", "horovod", "dali-cuda120", "dali-cuda130", "dev")
@@ -41,15 +42,8 @@ def _extras(requirements: list[str]) -> dict[str, dict[str, str | None]]:
     for text in requirements:
         match = re.match(r"""([A-Za-z0-9_.-]+).*;\s*extra == ["']([^"']+)["']""", text)
         if match and match[2] not in _OTHER_EXTRAS:
-            found[match[2]][match[1]] = _version(match[1])
+            found[match[2]][match[1]] = installed_version(match[1])
     return dict(found)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def check_python(facts: Mapping[str, Facts]) -> Check:

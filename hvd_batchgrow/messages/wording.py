@@ -52,9 +52,12 @@ def metric_name(metric: str) -> str:
 
 def metric_texts(metrics: Mapping[str, float]) -> list[str]:
     """Return each metric with its name: `accuracy 91.35 %`, which is `top1`, or `f1 0.8123`."""
-    return [
-        f"accuracy {100 * value:.2f} %" if name == "top1" else f"{name} {value:.4g}" for name, value in metrics.items()
-    ]
+    return [f"{metric_name(name)} {metric_value(name, value)}" for name, value in metrics.items()]
+
+
+def metric_value(metric: str, value: float) -> str:
+    """Return the value of a metric without its name: `91.35 %` for accuracy, otherwise 4 digits."""
+    return f"{100 * value:.2f} %" if metric == "top1" else f"{value:.4g}"
 
 
 def result_text(metric: str, value: float | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +11,7 @@ from hvd_batchgrow.messages.wording import metric_name, short_time
 from hvd_batchgrow.observers.console import PlainConsole
 from hvd_batchgrow.observers.console_tables import number_table, print_table, remove_column
 from hvd_batchgrow.results.comparison import Comparison, Pair
-from hvd_batchgrow.results.run_cost import RunCost
+from hvd_batchgrow.results.comparison_lines import arm_costs, curve_lines, statistics
 
 _SAMPLE_COLUMNS = ("only\nfirst right", "only\nsecond right", "McNemar's\np")
 
@@ -31,7 +30,7 @@ def print_comparison(console: PlainConsole, found: Comparison, *, with_costs: bo
         print_table(console, pair_table(found), _SAMPLE_COLUMNS[:2])
     if found.pairs and with_costs:
         print_table(console, arm_cost_table(found))
-    for line in [*_statistics(found), *_curves(found), *_cautions(found)]:
+    for line in [*statistics(found), *curve_lines(found), *_cautions(found)]:
         console.print(line, soft_wrap=True)
     console.print(f"verdict: {found.verdict()}", soft_wrap=True)
 
@@ -68,42 +67,6 @@ def arm_cost_table(found: Comparison) -> Table:
     ratios = [(getattr(costs[1], name), getattr(costs[0], name)) for name in names]
     table.add_row("second / first", *(f"{top / bottom:.2f}×" if top and bottom else "" for top, bottom in ratios))
     return table
-
-
-def arm_costs(found: Comparison) -> tuple[RunCost, RunCost]:
-    """Return the mean cost of the counted runs of each arm; there must be a pair."""
-    pairs = found.pairs
-    return RunCost.mean([pair.first_run for pair in pairs]), RunCost.mean([pair.second_run for pair in pairs])
-
-
-def _statistics(found: Comparison) -> Iterator[str]:
-    difference, equal = found.difference, found.equivalence
-    if difference is not None and difference.std is not None:
-        wide = found.interval(difference.low, difference.high)
-        yield f"difference, first minus second: {found.signed(difference.mean)}, 95 % interval {wide}"
-    if equal is not None and equal.p is not None:
-        narrow = found.interval(equal.low, equal.high)
-        yield f"two one-sided tests at ±{found.limit}: p = {equal.p:.2g}, 90 % interval {narrow}"
-    if any(pair.samples for pair in found.pairs):
-        yield (
-            "McNemar's p compares the two networks of a pair. Two networks of one job with different seeds differ too, "
-            "so a small p does not show that the jobs differ."
-        )
-
-
-def _curves(found: Comparison) -> Iterator[str]:
-    if (curves := found.curves) is None:
-        return
-    place, largest = curves.largest
-    what = f"{curves.dataset} {metric_name(curves.metric)} by {curves.axis}"
-    where = f"{curves.axis} {curves.place_text(place)}"
-    yield f"{what}: {found.amount(curves.mean)} apart on average, at most {found.signed(largest)} at {where}"
-    if found.margin is None:
-        return
-    ends = [dict.fromkeys(map(curves.place_text, both)) for both in curves.apart(found.margin)]
-    stretches = [" to ".join(both) for both in ends]
-    far = f"more than {found.limit} apart"
-    yield f"{far} at {curves.axis} {', '.join(stretches)}" if stretches else f"never {far}"
 
 
 def _cautions(found: Comparison) -> list[str]:

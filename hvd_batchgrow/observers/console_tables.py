@@ -11,7 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.messages.wording import counted, metric_name, result_text, short_time
+from hvd_batchgrow.messages.wording import counted, metric_name, metric_value, result_text, short_time
 from hvd_batchgrow.observers.console import PlainConsole
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan
@@ -201,7 +201,7 @@ def _result(evaluation: Evaluation | None, metric: str) -> str:
     if evaluation is None:
         return "none"
     value = evaluation.named()[metric]
-    return _of_set(f"{100 * value:.2f} %" if metric == "top1" else f"{value:.4g}", evaluation.dataset)
+    return _of_set(metric_value(metric, value), evaluation.dataset)
 
 
 def _of_set(text: str, dataset: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from rich.cells import cell_len, set_cell_size
 
-from hvd_batchgrow.messages.wording import metric_name, metric_texts, time_text
+from hvd_batchgrow.messages.wording import metric_name, metric_value, time_text
 from hvd_batchgrow.observers.console import BAR, Span
 from hvd_batchgrow.results.live_state import LiveView
 from hvd_batchgrow.results.record_lines import EvaluationLine, NoiseBand, TrainLine
@@ -103,7 +103,7 @@ def _fields(view: LiveView) -> dict[str, Field]:
     record, plan = view.record, view.plan
     metric = metric_name(plan.metric)
     shares = (math.nan, math.nan) if record is None else (record.data_wait_pct, record.allreduce_pct)
-    last = _value(plan.metric, view.metrics[-1]) if view.metrics else ""
+    last = metric_value(plan.metric, view.metrics[-1]) if view.metrics else ""
     return {
         "loss": ("loss", "" if record is None else f"{record.loss:.4f}", view.losses),
         **({"metric": (metric, last, view.metrics)} if plan.metric != "loss" else {}),
@@ -130,15 +130,11 @@ def _batch(view: LiveView) -> str:
     return f"{record.global_batch:,} on {ranks}, {passes} of ≤ {micro_batch:,}"
 
 
-def _value(metric: str, value: float) -> str:
-    return metric_texts({metric: value})[0].split(" ", 1)[1]
-
-
 def _result(evaluation: EvaluationLine | None, metric: str, *, with_set: bool = False) -> str:
     if evaluation is None:
         return "not yet" if with_set else "none yet"
     value = evaluation.value(metric)
-    text = "no finite value" if value is None else _value(metric, value)
+    text = "no finite value" if value is None else metric_value(metric, value)
     return f"{text} ({f'{evaluation.dataset}, ' * with_set}epoch {evaluation.epoch:.2f})"
 
 

@@ -69,7 +69,7 @@ class MLflow(ServiceObserver):
             if known["tracking_uri"] != self._client.tracking_uri:
                 return None
             run_id: str = self._client.get_run(known["run_id"]).info.run_id
-        except (OSError, ValueError, KeyError, TypeError):  # a new run, or a damaged file
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):  # a new run, or a damaged file
             return None
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-
-from hvd_batchgrow.storage.regular_files import read_regular
+from hvd_batchgrow.results.run_files import read_attempts
 from hvd_batchgrow.train.events import RunStarted
 
 _TWIN = "-twin"
@@ -22,9 +20,6 @@ def run_tags(start: RunStarted) -> dict[str, str]:
         "pair": name.removesuffix(_TWIN) if is_twin else name,
         "twin": "yes" if is_twin else "no",
     }
-    try:
-        attempt = json.loads(read_regular(start.folder / "record.json"))["attempts"][-1]
-        commits = {"commit": attempt["git_commit"], "user_commit": attempt["user_git_commit"]}
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
-        return tags
+    attempt = ({}, *read_attempts(start.folder / "record.json"))[-1]
+    commits = {"commit": attempt.get("git_commit"), "user_commit": attempt.get("user_git_commit")}
     return tags | {key: commit for key, commit in commits.items() if isinstance(commit, str)}

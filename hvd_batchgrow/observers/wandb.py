@@ -78,5 +78,5 @@ def _read(path: Path) -> dict[str, Any] | None:
         known = json.loads(read_regular(path))
         last = {str(kind): int(samples) for kind, samples in known["last"].items()}
         return {"id": str(known["id"]), "last": last}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

@@ -94,7 +94,6 @@ class FigureRow:
     """Figures that belong beside each other, with one legend."""
 
     figures: tuple[Figure, ...]
-    caption: str = ""
 
     @property
     def legend(self) -> list[Curve]:

@@ -27,10 +27,10 @@ def figure(name: str, title: str, labels: tuple[str, str], curves: Sequence[Curv
     return Figure(name, title, *labels, drawn, bool(is_log and positive))
 
 
-def row(figures: Sequence[Figure], caption: str = "") -> list[FigureRow]:
+def row(figures: Sequence[Figure]) -> list[FigureRow]:
     """Return the figures that have curves as one row; nothing without such a figure."""
     drawn = tuple(figure for figure in figures if figure.curves)
-    return [FigureRow(drawn, caption)] if drawn else []
+    return [FigureRow(drawn)] if drawn else []
 
 
 def schedule_figures(runs: Sequence[ReportedRun], clock: Clock) -> list[FigureRow]:

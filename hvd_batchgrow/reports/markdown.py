@@ -60,8 +60,6 @@ def _row(cells: list[str]) -> str:
 def _figures(block: FigureRow) -> Iterator[str]:
     for figure in block.figures:
         yield f"![{escape(figure.title)}](figures/{figure.name}.svg)"
-    if block.caption:
-        yield from ("", escape(block.caption))
 
 
 @_lines.register

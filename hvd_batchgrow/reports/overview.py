@@ -12,6 +12,7 @@ from hvd_batchgrow.reports import text
 from hvd_batchgrow.reports.document import Column, Paragraph, Section, Table, with_values
 from hvd_batchgrow.reports.runs import ReportedRun
 from hvd_batchgrow.results.comparison import Comparison, compare_runs
+from hvd_batchgrow.results.comparison_lines import arm_costs, curve_lines, statistics
 from hvd_batchgrow.results.confounds import leaves
 from hvd_batchgrow.results.run_cost import RunCost
 
@@ -32,7 +33,8 @@ def verdict_section(comparisons: Sequence[Comparison], reason: str, faults: Sequ
     for found in comparisons:
         names = f"{text.clean(found.first.name, 80)} and {text.clean(found.second.name, 80)}"
         blocks.append(Paragraph(text.clean(f"{names}: {found.verdict()}.", 1000), "verdict"))
-        blocks += [Paragraph(text.clean(line, 1000)) for line in _statistics(found)]
+        lines = [*statistics(found), *curve_lines(found)]
+        blocks += [Paragraph(text.clean(f"{line[0].upper()}{line[1:]}.", 1000)) for line in lines]
         blocks += [Paragraph(text.clean(f"Confounded: {line}.", 1000), "warning") for line in found.confounds]
         blocks += [Paragraph(text.clean(f"Note: {line}.", 1000)) for line in found.notes if line not in faults]
     if rows := [row for found in comparisons for row in _pair_rows(found)]:
@@ -40,27 +42,6 @@ def verdict_section(comparisons: Sequence[Comparison], reason: str, faults: Sequ
     if not comparisons:
         blocks.append(Paragraph(text.clean(f"No comparison: {reason}.", 1000), "verdict"))
     return Section("Verdict", tuple(blocks))
-
-
-def _statistics(found: Comparison) -> Iterator[str]:
-    """Yield the numbers behind a verdict, and how far the curves lie apart during training."""
-    difference, equal, curves = found.difference, found.equivalence, found.curves
-    if difference is not None and difference.std is not None:
-        interval = found.interval(difference.low, difference.high)
-        yield f"Difference, first minus second: {found.signed(difference.mean)}, 95 % interval {interval}."
-    if equal is not None and equal.p is not None:
-        interval = found.interval(equal.low, equal.high)
-        yield f"Two one-sided tests at ±{found.limit}: p = {equal.p:.2g}, 90 % interval {interval}."
-    if curves is not None:
-        place, largest = curves.largest
-        where = f"at {curves.axis} {curves.place_text(place)}"
-        apart = f"{found.amount(curves.mean)} apart on average, at most {found.signed(largest)} {where}"
-        yield f"The curves of the {curves.dataset} set are {apart}."
-    if any(pair.samples for pair in found.pairs):
-        yield (
-            "McNemar's p compares the two networks of a pair on each test sample. Networks of one job differ too, by "
-            "their seeds, so a small p does not show that the jobs differ."
-        )
 
 
 def _pair_rows(found: Comparison) -> Iterator[Mapping[str, Any]]:
@@ -101,8 +82,7 @@ def _arm_rows(found: Comparison) -> Iterator[Mapping[str, Any]]:
     if not found.pairs:
         return
     names = ("updates", "samples", "seconds", "rank_hours")
-    sides = [RunCost.mean(list(runs)) for runs in zip(*((p.first_run, p.second_run) for p in found.pairs), strict=True)]
-    first, second = ({name: getattr(side, name) for name in names} for side in sides)
+    first, second = ({name: getattr(cost, name) for name in names} for cost in arm_costs(found))
     for arm, cost in ((found.first, first), (found.second, second)):
         yield {"arm": text.clean(arm.name, 80), "runs": len(found.pairs), **cost}
     yield {

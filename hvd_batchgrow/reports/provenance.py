@@ -88,7 +88,7 @@ def environment_section(runs: Sequence[ReportedRun]) -> Section:
 
 
 def _environment(run: ReportedRun) -> Iterator[tuple[str, str]]:
-    last = _last(run)
+    last = run.files.last_attempt
     hardware, packages, slurm, arithmetic = (
         _object(last.get(key)) for key in ("hardware", "packages", "slurm", "arithmetic")
     )
@@ -118,10 +118,6 @@ def _commit(attempt: Mapping[str, Any], prefix: str) -> str | None:
     return f"{commit}{', with changes' if attempt.get(f'{prefix}_diff') else ''}" if commit else None
 
 
-def _last(run: ReportedRun) -> Mapping[str, Any]:
-    return run.files.attempts[-1] if run.files.attempts else {}
-
-
 def _object(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
@@ -145,7 +141,7 @@ def _texts(run: ReportedRun) -> Iterator[tuple[str, str, str]]:
         yield "Job file", "toml", text.clean_block(job)
     except OSError:
         pass  # the plan has the job too; a copy of a run may lack the file
-    last = _last(run)
+    last = run.files.last_attempt
     for key, kind in (("git_diff", "Changes to hvd_batchgrow"), ("user_git_diff", "Changes to the user's code")):
         diff = last.get(key)
         if isinstance(diff, str) and diff and not (key == "user_git_diff" and diff == last.get("git_diff")):
@@ -155,7 +151,7 @@ def _texts(run: ReportedRun) -> Iterator[tuple[str, str, str]]:
 def commands_section(runs: Sequence[ReportedRun], report_command: Sequence[str]) -> Section:
     """Return the recorded command of each run, commands that train the runs again from their job files, and this
     report's."""
-    recorded = list(dict.fromkeys(filter(None, (_recorded(_last(run)) for run in runs))))
+    recorded = list(dict.fromkeys(filter(None, (_recorded(run.files.last_attempt) for run in runs))))
     again = [_again(run) for run in runs]
     blocks: list[Block] = []
     if recorded:
@@ -189,7 +185,7 @@ def _again(run: ReportedRun) -> str:
     words = ["hvd-batchgrow", "train", str(run.folder / "job.toml"), "--runs-dir", "again"]
     decisions = run.folder / "decisions.jsonl"
     words += ["--replay", str(decisions)] if _is_replay(decisions) else []
-    return text.clean(_launcher(_last(run)) + shlex.join(words), 2000)
+    return text.clean(_launcher(run.files.last_attempt) + shlex.join(words), 2000)
 
 
 def _is_replay(decisions: Path) -> bool:

@@ -11,7 +11,7 @@ from hvd_batchgrow.reports.document import Document, FigureRow
 from hvd_batchgrow.reports.html import html_text
 from hvd_batchgrow.reports.markdown import markdown_text
 from hvd_batchgrow.reports.pictures import pictures
-from hvd_batchgrow.storage.atomic import write_atomically
+from hvd_batchgrow.storage.atomic import write_file
 
 
 def write_html(document: Document, path: Path) -> int:
@@ -52,10 +52,7 @@ def _write(path: Path, content: bytes) -> None:
     _require_folder(path.parent, path)
     if path.is_dir():
         raise RunError(f"{path} is a folder; name a file in it: {path / 'report.html'}")
-    try:
-        write_atomically(path, content)
-    except OSError as error:
-        raise unwritable(path, error) from None
+    write_file(path, content)
 
 
 def _require_folder(folder: Path, path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.results.branching import Branching, compare_branches, read_branch
 from hvd_batchgrow.results.run_files import RunFiles
+from hvd_batchgrow.schedule.branches import parse_branches_folder
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,11 @@ def find_branches(run: Path) -> list[CheckpointBranches]:
 
 def _find(run: Path) -> Iterator[CheckpointBranches]:
     for parent in (run / "branches").glob("at-*"):
-        name = re.fullmatch(r"at-(\d{1,18})-for-(\d{1,18})-(none|sqrt|linear)", parent.name)
+        name = parse_branches_folder(parent.name)
         named = {path: re.fullmatch(r"k(\d{1,9})", path.name) for path in parent.iterdir()} if name else {}
         folders = sorted((int(found[1]), path) for path, found in named.items() if found and _is_finished(path))
         if name and len(folders) > 1 and folders[0][0] == 1:
-            yield CheckpointBranches(int(name[1]), int(name[2]), name[3], tuple(folders))
+            yield CheckpointBranches(*name, tuple(folders))
 
 
 def _is_finished(folder: Path) -> bool:

@@ -104,7 +104,7 @@ def _why_not_counted(run: RunFiles, others: Sequence[RunFiles], pairs: Sequence[
 
 
 def _last(run: RunFiles, *keys: str) -> Any:
-    value: Any = run.attempts[-1] if run.attempts else {}
+    value: Any = run.last_attempt
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from hvd_batchgrow.messages.errors import RunError, reason_of
+from hvd_batchgrow.messages.errors import RunError, unreadable
 from hvd_batchgrow.results.plan_file import read_plan
 from hvd_batchgrow.results.records import printable
 from hvd_batchgrow.schedule.job_model import job_model
@@ -64,6 +64,11 @@ class RunFiles:
     def seed(self) -> int:
         """Seed of the run."""
         return int(self.job["seed"])
+
+    @property
+    def last_attempt(self) -> Mapping[str, Any]:
+        """What record.json says of the last invocation; nothing if it names none."""
+        return self.attempts[-1] if self.attempts else {}
 
     @property
     def samples(self) -> int:
@@ -120,7 +125,7 @@ class RunFiles:
         plan, faults = read_plan(folder), list[str]()
         train, evaluations = _read_metrics(folder / "metrics.jsonl", faults)
         decisions = [line for line in _lines(folder / "decisions.jsonl", faults) if "old_batch" in line]
-        record = _read_record(folder / "record.json", faults)
+        record = read_record(folder / "record.json", faults)
         attempts, data = record.get("attempts", ()), record.get("data", {})
         return cls(folder, plan, train, tuple(evaluations), tuple(decisions), tuple(attempts), tuple(faults), data)
 
@@ -191,13 +196,30 @@ def error_of(attempts: Sequence[Mapping[str, Any]]) -> str | None:
     return printable(error) if isinstance(error, str) else None
 
 
-def read_attempts(path: Path, faults: list[str]) -> tuple[Mapping[str, Any], ...]:
-    """Return the attempts of `record.json`; nothing and a further fault if it cannot be read."""
-    return tuple(_read_record(path, faults).get("attempts", ()))
+def read_attempts(path: Path) -> Sequence[Mapping[str, Any]]:
+    """Return the attempts of `record.json`; nothing if it cannot be read."""
+    attempts: Sequence[Mapping[str, Any]] = read_record(path, []).get("attempts", ())
+    return attempts
 
 
-def _read_record(path: Path, faults: list[str]) -> Mapping[str, Any]:
+def read_record(path: Path, faults: list[str]) -> Mapping[str, Any]:
     """Return `record.json`; nothing and a further fault if it cannot be read."""
+    try:
+        return load_record(path)
+    except OSError as error:
+        faults.append(str(unreadable(path, error)))
+    except RunError as error:
+        faults.append(str(error))
+    return {}
+
+
+def load_record(path: Path) -> Mapping[str, Any]:
+    """Return `record.json`.
+
+    Raises:
+        OSError: it cannot be read.
+        RunError: it is damaged.
+    """
     try:
         record: Mapping[str, Any] = json.loads(read_regular(path))
         attempts = record["attempts"]
@@ -205,9 +227,6 @@ def _read_record(path: Path, faults: list[str]) -> Mapping[str, Any]:
             raise TypeError("attempts is not a list of objects")
         if not isinstance(record.get("data", {}), dict):
             raise TypeError("data is not an object")
-        return record
-    except OSError as error:
-        faults.append(f"{path} cannot be read: {reason_of(error)}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        faults.append(f"{path} is damaged: {error}")
-    return {}
+        raise RunError(f"{path} is damaged: {error}") from None
+    return record

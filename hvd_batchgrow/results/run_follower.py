@@ -93,7 +93,7 @@ class RunFollower:
 
     def error(self) -> str | None:
         """Return the first line of the error with which the last attempt ended, if it did."""
-        return error_of(read_attempts(self.folder / "record.json", []))
+        return error_of(read_attempts(self.folder / "record.json"))
 
     def _has_changed(self, name: str) -> bool:
         """Return whether a file has changed since the last call, or was removed."""
@@ -107,7 +107,7 @@ class RunFollower:
 
     def _start_of_attempt(self) -> int:
         """Return the sample counter at which the last attempt began: earlier ones may have run on another machine."""
-        attempts = read_attempts(self.folder / "record.json", [])
+        attempts = read_attempts(self.folder / "record.json")
         start = attempts[-1].get("start_samples") if attempts else None
         return start if isinstance(start, int) else 0
 

@@ -7,6 +7,7 @@ branches read different data; these read the same samples in the same order.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from hvd_batchgrow.schedule.policies.steps import StepsSchedule
 from hvd_batchgrow.schedule.triggers.none import NoTrigger
 
 BranchLrRule = Literal["none", "sqrt", "linear"]
+_FOLDER = re.compile(r"at-(\d{1,18})-for-(\d{1,18})-(none|sqrt|linear)")
 _POWER: dict[BranchLrRule, float] = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
 LEAST_BLOCKS = 16
 """Fewest blocks of a comparison, whose second half counts."""
@@ -69,6 +71,17 @@ class BranchRequest:
     def total_samples(self) -> int:
         """Samples of all branches together."""
         return len(self.factors) * self.num_samples
+
+
+def branches_folder(samples: int, num_samples: int, lr_rule: str) -> str:
+    """Return the name of the folder of branches: their checkpoint, samples of each, and learning-rate rule."""
+    return f"at-{samples}-for-{num_samples}-{lr_rule}"
+
+
+def parse_branches_folder(name: str) -> tuple[int, int, str] | None:
+    """Invert `branches_folder`; None: it is not such a name."""
+    found = _FOLDER.fullmatch(name)
+    return (int(found[1]), int(found[2]), found[3]) if found else None
 
 
 def branch_point(job: Job, decisions: Sequence[Any], num_samples: int, samples: int) -> BranchPoint:

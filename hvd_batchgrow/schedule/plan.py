@@ -65,16 +65,9 @@ class Plan:
         """The most ranks that any update uses."""
         return max(layout.ranks for _, _, layout in self.trained_phases)
 
-    def ranks_at(self, samples: int) -> tuple[int, int]:
-        """Return the ranks of the update that starts at a sample counter, and the counter up to which they stay."""
-        first = self.schedule.index_at(samples)
-        ranks = self.layouts[first].ranks
-        until = self.schedule.end_samples
-        for phase, layout in zip(self.schedule.phases[first:], self.layouts[first:], strict=True):
-            if phase.num_updates and layout.ranks != ranks:
-                until = phase.start_samples
-                break
-        return ranks, until
+    def ranks_at(self, samples: int) -> int:
+        """Return the ranks of the update that starts at a sample counter."""
+        return self.layouts[self.schedule.index_at(samples)].ranks
 
     @property
     def milestones(self) -> set[int]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from hvd_batchgrow.schedule.branches import parse_branches_folder
 from hvd_batchgrow.slurm.branch_jobs import TABLE_FILES, table_log, task_log
 from hvd_batchgrow.slurm.branch_ledger import Submission, live_tasks, read_submissions, run_name
 from hvd_batchgrow.slurm.ledger import GONE, samples_done
@@ -68,10 +68,10 @@ def submitted_branches(run: Path) -> list[SubmittedBranches]:
     """Return the branches of a run that were submitted to Slurm, by checkpoint. Raises RunError."""
     found = []
     for folder in (run / "branches").glob("at-*-for-*"):
-        name = re.fullmatch(r"at-(\d{1,18})-for-(\d{1,18})-\w+", folder.name)
+        name = parse_branches_folder(folder.name)
         if name and (submissions := read_submissions(folder)):
-            start = int(name[1])
-            found.append((start, SubmittedBranches(run, folder, start + int(name[2]), submissions)))
+            start, num_samples, _ = name
+            found.append((start, SubmittedBranches(run, folder, start + num_samples, submissions)))
     return [branches for _, branches in sorted(found, key=lambda pair: (pair[0], str(pair[1].folder)))]
 
 

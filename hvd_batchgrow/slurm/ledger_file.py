@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from hvd_batchgrow.messages.errors import RunError, first_fault, unreadable, unwritable
 from hvd_batchgrow.storage.atomic import write_atomically
 from hvd_batchgrow.storage.regular_files import read_regular
-from hvd_batchgrow.storage.strict_json import dump_json
+from hvd_batchgrow.storage.strict_json import json_bytes
 
 FOLDER = "slurm"
 """Subfolder of a run folder with the ledger, the batch scripts, their job file and their logs."""
@@ -26,7 +26,7 @@ def write_ledger_file(folder: Path, values: Mapping[str, Any]) -> None:
     path = folder / FOLDER / LEDGER
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, f"{dump_json({'format': _FORMAT, **values}, indent=2)}\n".encode())
+        write_atomically(path, json_bytes({"format": _FORMAT, **values}))
     except OSError as error:
         raise unwritable(path, error) from None
 

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from hvd_batchgrow.messages.errors import unwritable
+
 _UNFINISHED = ".writing"
 
 
@@ -64,6 +66,14 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) ->
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Like `write_atomically`; raises RunError if the file cannot be written."""
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def is_stream(path: Path) -> bool:

@@ -16,6 +16,11 @@ def dump_json(value: Any, indent: int | None = None, *, sort_keys: bool = False)
     return json.dumps(_finite(value), indent=indent, sort_keys=sort_keys, allow_nan=False)
 
 
+def json_bytes(tree: Any) -> bytes:
+    """Return the content of an indented JSON file."""
+    return (dump_json(tree, indent=2) + "\n").encode()
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None

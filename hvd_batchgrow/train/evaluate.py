@@ -14,6 +14,7 @@ from hvd_batchgrow.tasks.checked_losses import losses_of
 from hvd_batchgrow.tasks.task import Losses
 from hvd_batchgrow.train.events import EvaluatedSet, Evaluation, Results
 from hvd_batchgrow.train.liveness.watchdog import WAITING
+from hvd_batchgrow.train.metric_window import mean
 from hvd_batchgrow.train.parts import TrainingParts
 from hvd_batchgrow.train.sample_outcomes import OutcomeCollector
 from hvd_batchgrow.train.train_state import TrainState
@@ -76,8 +77,8 @@ def _results(
                 collector.add(losses, part.ids)
     parts.heartbeat.at(WAITING)
     loss, weight, *totals = ranks.all_reduce(sums, "evaluation").tolist()
-    metrics = {name: _ratio(*totals[2 * k : 2 * k + 2]) for k, name in enumerate(names)}
-    return _ratio(loss, weight), metrics
+    metrics = {name: mean(*totals[2 * k : 2 * k + 2]) for k, name in enumerate(names)}
+    return mean(loss, weight), metrics
 
 
 def _add(sums: Tensor, losses: Losses, names: list[str]) -> None:
@@ -87,7 +88,3 @@ def _add(sums: Tensor, losses: Losses, names: list[str]) -> None:
     for k, name in enumerate(names):
         for part in (0, 1):
             sums[2 + 2 * k + part] += losses.metrics[name][part]
-
-
-def _ratio(total: float, count: float) -> float:
-    return total / count if count else float("nan")

@@ -72,9 +72,9 @@ class MetricWindow:
             accumulation=layout.accumulation,
             ranks=layout.ranks,
             noise_scale=plan.noise_scale(phase),
-            loss=_mean((self.loss, self.weight)),
+            loss=mean(self.loss, self.weight),
             loss_weight=self.weight,
-            metrics={name: _mean(parts) for name, parts in self.metrics.items()},
+            metrics={name: mean(*parts) for name, parts in self.metrics.items()},
             samples_per_s=self.samples / total,
             data_wait_pct=100 * seconds["data"] / total,
             backward_pct=100 * seconds["backward"] / total,
@@ -89,6 +89,6 @@ class MetricWindow:
         )
 
 
-def _mean(parts: tuple[float, float]) -> float:
-    total, count = parts
+def mean(total: float, count: float) -> float:
+    """Return a mean; NaN of nothing."""
     return total / count if count else math.nan

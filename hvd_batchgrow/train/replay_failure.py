@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from hvd_batchgrow.messages.errors import RunError, unwritable
-from hvd_batchgrow.storage.atomic import write_atomically
+from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.storage.atomic import write_file
 from hvd_batchgrow.storage.regular_files import read_regular
-from hvd_batchgrow.storage.strict_json import dump_json
+from hvd_batchgrow.storage.strict_json import json_bytes
 
 NAME = "failed_check.json"
 
@@ -26,10 +26,7 @@ def write_failure(folder: Path, message: str, samples: int, last_passed: int | N
         RunError: it cannot be written.
     """
     record = {"samples": samples, "last_passed": last_passed, "message": message}
-    try:
-        write_atomically(folder / NAME, dump_json(record, indent=2).encode())
-    except OSError as error:
-        raise unwritable(folder / NAME, error) from error
+    write_file(folder / NAME, json_bytes(record))
 
 
 def refuse_suspect(folder: Path, samples: int | None) -> None:
@@ -50,7 +47,7 @@ def refuse_suspect(folder: Path, samples: int | None) -> None:
     try:
         record = json.loads(read_regular(path))
         last, failed = record["last_passed"], int(record["samples"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(
             f"{path} is damaged ({error}): a replay check of this run has failed; see its last output"
         ) from None

@@ -135,7 +135,7 @@ class Trainer:
         """Train until this attempt ends, each phase on its ranks."""
         stopped, state = False, self.state
         while (state.samples < self._end or state.unfinished is not None) and not stopped:
-            count = self.plan.ranks_at(state.samples if state.unfinished is None else state.unfinished)[0]
+            count = self.plan.ranks_at(state.samples if state.unfinished is None else state.unfinished)
             self.parts.heartbeat.at(IDLE if self.ranks.rank >= count else "starting a phase")
             with ranks_of_phase(self.ranks, count, state, stop) as phase:
                 if phase.team:
@@ -151,7 +151,7 @@ class Trainer:
         ghost_batches = self._ghost_batches()
         if state.unfinished is not None:
             window = self._after_update(state.unfinished, window)
-        while not stopped and state.samples < self._end and self.plan.ranks_at(state.samples)[0] == team.size:
+        while not stopped and state.samples < self._end and self.plan.ranks_at(state.samples) == team.size:
             if state.growth.round_at == state.samples:
                 stopped = self._train_branches(stop)
                 continue  # the batch may have grown onto more ranks

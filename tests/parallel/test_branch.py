@@ -14,18 +14,10 @@ from hvd_batchgrow.cli.train import TrainCommand
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.messages.errors import ExitCode
 from hvd_batchgrow.results.run_files import RunFiles
-from hvd_batchgrow.train.checkpoints.checkpoint import newest_good
 from hvd_batchgrow.train.liveness.stop import StopRequest
 from hvd_batchgrow.verification.audit import audit, compare_orders, read_consumed
-from hvd_batchgrow.verification.tree_digest import tree_digest
 from tests.helpers import job_tree, small_source, write_idx_folder
 from tests.training import StopAfter
-
-
-def weights(run: Path) -> str:
-    checkpoint, _ = newest_good(run / "checkpoints")
-    assert checkpoint is not None
-    return tree_digest(checkpoint.model)
 
 
 def test_branches_are_stopped_resumed_and_compared_on_all_ranks(

@@ -15,7 +15,7 @@ from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
 from hvd_batchgrow.train.trainer import Trainer
 from hvd_batchgrow.verification.tree_digest import tree_digest
 from tests.helpers import NUM_TRAIN, job_tree
-from tests.training import train
+from tests.training import bytes_of, train
 
 
 def trained(
@@ -99,7 +99,7 @@ def test_micro_batches_do_not_decide_what_shakedrop_draws(ranks: Ranks, tmp_path
 def test_a_run_with_shakedrop_and_a_hadamard_classifier_is_resumed_on_any_ranks(ranks: Ranks, tmp_path: Path) -> None:
     sections: dict[str, Any] = {"model": RESIDUAL, "layout": {"exact": True}}
     whole = trained(SingleRank(), tmp_path / f"whole{ranks.rank}", **sections)
-    half = trained(ranks, tmp_path / "half", 3, **sections).state.capture().to_bytes()
+    half = bytes_of(trained(ranks, tmp_path / "half", 3, **sections).state.capture())
     assert b"classifier.scale" in half
     assert b"classifier.weight" not in half
     for name, on in (("all", ranks), (f"alone{ranks.rank}", SingleRank())):
@@ -244,7 +244,7 @@ def test_a_run_is_resumed_with_its_buffers_on_any_ranks(ranks: Ranks, tmp_path: 
     model = {"name": "tests.parallel.test_networks:Follows", "ghost_batch": 8}
     sections: dict[str, Any] = {"model": model, "layout": {"exact": True}}
     whole = trained(SingleRank(), tmp_path / f"whole{ranks.rank}", **sections)
-    half = trained(ranks, tmp_path / "half", 3, **sections).state.capture().to_bytes()
+    half = bytes_of(trained(ranks, tmp_path / "half", 3, **sections).state.capture())
     for name, on in (("all", ranks), (f"alone{ranks.rank}", SingleRank())):
         resumed = trained(on, tmp_path / name, checkpoint=Checkpoint.from_bytes(half), **sections)
         assert tree_digest(resumed.parts.model.state_dict()) == tree_digest(whole.parts.model.state_dict())

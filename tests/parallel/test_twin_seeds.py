@@ -11,18 +11,11 @@ from hvd_batchgrow.cli.train import TwinCommand
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.messages.errors import ExitCode
 from hvd_batchgrow.results.run_files import RunFiles
-from hvd_batchgrow.train.checkpoints.checkpoint import newest_good
 from hvd_batchgrow.train.liveness.stop import StopRequest
-from hvd_batchgrow.verification.tree_digest import tree_digest
 from tests.helpers import job_tree, small_source, write_idx_folder
+from tests.training import weights
 
 NAMES = ["small-seed7", "small-seed7-twin", "small-seed8", "small-seed8-twin"]
-
-
-def weights(run: Path) -> str:
-    checkpoint, _ = newest_good(run / "checkpoints")
-    assert checkpoint is not None
-    return tree_digest(checkpoint.model)
 
 
 def test_pairs_are_stopped_resumed_and_found_on_all_ranks(

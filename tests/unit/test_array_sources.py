@@ -18,11 +18,11 @@ from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.arrays import idx
 from hvd_batchgrow.data.arrays.cifar import VERSIONS
 from hvd_batchgrow.data.arrays.idx import read_idx
-from hvd_batchgrow.data.datasets.dataset import Dataset, Datasets
+from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.datasets.normalization import chunks_of, image_moments, row_moments
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.messages.errors import RunError
-from tests.helpers import NUM_TEST, NUM_TRAIN, idx_bytes, small_source, write_idx_folder
+from tests.helpers import NUM_TEST, NUM_TRAIN, everything, idx_bytes, no_report, small_source, write_idx_folder
 
 ARRAY = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
 GENERATOR = np.random.default_rng(3)
@@ -30,18 +30,8 @@ GENERATOR = np.random.default_rng(3)
 pytestmark = pytest.mark.usefixtures("cache")
 
 
-def no_report(what: str, done: int, total: int, unit: str = "bytes") -> None:
-    """Ignore the progress."""
-
-
 def load(source: str, root: Path | None = None, **keys: Any) -> Datasets:
     return load_source(DataSection(source=source, root=str(root) if root else None, **keys), 7, no_report)
-
-
-def everything(samples: Dataset) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Return all values and labels; fetch them in reverse, to test the order of ids, and restore the order."""
-    ids = np.arange(len(samples))[::-1]
-    return samples.fetch(ids)[::-1], samples.targets[ids][::-1]
 
 
 def images(count: int, *shape: int) -> NDArray[np.uint8]:
@@ -74,9 +64,9 @@ def test_moments_of_rows_are_those_of_all_rows_however_they_are_cut() -> None:
 def test_values_are_read_in_chunks_with_progress_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hvd_batchgrow.data.datasets.normalization._CHUNK_BYTES", 100)
     reports: list[tuple[str, int, int]] = []
-    values = np.arange(100, dtype=np.float32).reshape(20, 5)  # 20 bytes each: five a chunk
-    chunks = list(chunks_of(values, "rows", lambda *report: reports.append(report), np.array([3, 1, 4, 1, 5, 9])))
-    assert [chunk[:, 0].tolist() for chunk in chunks] == [[15, 5, 20, 5, 25], [45]]
+    values = np.arange(30, dtype=np.float32).reshape(6, 5)  # 20 bytes each: five a chunk
+    chunks = list(chunks_of(values, "rows", lambda *report: reports.append(report)))
+    assert [chunk[:, 0].tolist() for chunk in chunks] == [[0, 5, 10, 15, 20], [25]]
     assert reports == [("rows", 100, 120), ("rows", 120, 120)]
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hvd_batchgrow.storage.atomic import write_atomically
+from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.storage.atomic import write_atomically, write_file
 
 
 def test_a_link_stays_and_the_file_it_points_to_is_replaced(tmp_path: Path) -> None:
@@ -55,3 +56,10 @@ def test_a_circle_of_links_is_replaced(tmp_path: Path) -> None:
 def test_a_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError):
         write_atomically(tmp_path, b"new")
+
+
+def test_a_file_that_cannot_be_written_is_reported_with_its_path(tmp_path: Path) -> None:
+    write_file(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+    with pytest.raises(RunError, match=r"missing/file cannot be written: No such file or directory"):
+        write_file(tmp_path / "missing" / "file", b"new")

@@ -16,14 +16,10 @@ from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.storage.json_lines import read_json_lines
 from hvd_batchgrow.verification.audit import Audit, audit, compare_orders, read_consumed
-from tests.helpers import plan_tree
+from tests.helpers import no_report, plan_tree
 
 N, SEED = 10, 3
 BATCHES = (4, 4, 7, 8)  # an epoch ends inside the third
-
-
-def no_report(what: str, done: int, total: int, unit: str = "bytes") -> None:
-    """Ignore progress."""
 
 
 def write_run(

@@ -14,6 +14,7 @@ from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.train.checkpoints.best import best_path, improved
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good, write_best, write_checkpoint
 from hvd_batchgrow.train.events import Evaluation
+from tests.training import bytes_of
 from tests.unit.test_checkpoint import make
 
 A, B, C = 100, 200, 300
@@ -108,10 +109,4 @@ def test_a_best_that_cannot_be_written_is_reported_with_its_path(tmp_path: Path)
 @pytest.mark.parametrize("best", [{"metric": "val/top1"}, recorded() | {"metric": 1, "value": 0.5, "samples": [1]}])
 def test_a_record_of_the_best_that_is_not_one_is_refused(best: dict[str, Any]) -> None:
     with pytest.raises(RunError, match=r"best"):
-        Checkpoint.from_bytes(replace(make(), best=best).to_bytes())
-
-
-def test_a_checkpoint_of_version_0_1_0_lacks_it() -> None:
-    old = make()
-    del vars(old)["best"]
-    assert Checkpoint.from_bytes(old.to_bytes()).best == {}
+        Checkpoint.from_bytes(bytes_of(replace(make(), best=best)))

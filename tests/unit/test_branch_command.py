@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tomli_w
 
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.results.run_files import RunFiles
@@ -21,7 +20,7 @@ from hvd_batchgrow.results.run_summary import find_runs
 from hvd_batchgrow.train.run.run_lock import RunLock
 from hvd_batchgrow.verification.audit import audit, compare_orders, read_consumed
 from hvd_batchgrow.verification.digest import compare_weights, final_weights
-from tests.helpers import job_tree, small_source, write_idx_folder
+from tests.helpers import enter_with_job, job_tree
 
 RUN = Path("runs/small")
 BRANCH = ["branch", str(RUN), "--at", "160", "--factors", "1,2,4", "--samples", "3000", "--json"]
@@ -33,10 +32,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a finished run of `small_job`: batches of 16, of 48 from sample 160, of 96 from 304 to 688."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("branch")
-        patch.chdir(folder)
-        patch.setenv("HVD_BATCHGROW_CACHE", str(folder / "cache"))
-        write_idx_folder(Path("data"), small_source())
-        Path("job.toml").write_text(tomli_w.dumps(job_tree("data", checkpoint={"every_epochs": 0.4, "keep": 1})))
+        enter_with_job(folder, job_tree("data", checkpoint={"every_epochs": 0.4, "keep": 1}), patch)
         assert main(["train", "job.toml"]) == 0
     return folder
 

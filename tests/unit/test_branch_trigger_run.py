@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tomli_w
 
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.results.run_summary import find_runs
 from hvd_batchgrow.verification.digest import compare_weights, final_weights
-from tests.helpers import measured_tree, small_source, write_idx_folder
+from tests.helpers import enter_with_job, measured_tree
 
 pytestmark = pytest.mark.slow
 
@@ -32,11 +31,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run that branches at sample 304, where it grows from 16 to 32, stopped at sample 656."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("branch-trigger")
-        patch.chdir(folder)
-        patch.setenv("HVD_BATCHGROW_CACHE", str(folder / "cache"))
-        write_idx_folder(Path("data"), small_source())
         sections = {"schedule": {"epochs": 36.0, "lr_rule": "linear"}, "evaluation": {"every_epochs": 0.5}}
-        Path("job.toml").write_text(tomli_w.dumps(measured_tree("data", TRIGGER, **sections)))
+        enter_with_job(folder, measured_tree("data", TRIGGER, **sections), patch)
         assert main(["train", "job.toml", "--max-updates", "30"]) == 75
     return folder
 

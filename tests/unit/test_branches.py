@@ -16,7 +16,9 @@ from hvd_batchgrow.schedule.branches import (
     branch_job,
     branch_point,
     branch_request,
+    branches_folder,
     lr_text,
+    parse_branches_folder,
     plan_branch,
 )
 from hvd_batchgrow.schedule.phases import Phase
@@ -182,3 +184,10 @@ def test_no_branch_starts_at_the_end_or_within_an_update() -> None:
 def test_a_batch_of_the_whole_training_set_is_refused_with_the_nearest() -> None:
     with pytest.raises(JobError, match=r"--factors: 7 · 48: 336 must be below N = 300: .*; nearest: 296"):
         next_phase(at(160), 7)
+
+
+def test_the_name_of_the_folder_of_branches_is_read_back() -> None:
+    assert branches_folder(304, 512, "linear") == "at-304-for-512-linear"
+    assert parse_branches_folder("at-304-for-512-linear") == (304, 512, "linear")
+    for name in ("at-304-for-512-cubic", "at-304-for-512", "at-304-for-512-sqrt.removed", "at--1-for-512-none"):
+        assert parse_branches_folder(name) is None

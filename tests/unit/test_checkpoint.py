@@ -22,6 +22,7 @@ from hvd_batchgrow.train.checkpoints.checkpoint import (
 )
 from hvd_batchgrow.train.checkpoints.elastic_state import ElasticState
 from hvd_batchgrow.verification.tree_digest import tree_digest
+from tests.training import bytes_of
 
 
 def make(samples: int = 640) -> Checkpoint:
@@ -29,9 +30,9 @@ def make(samples: int = 640) -> Checkpoint:
     weights = {"w": torch.randn(4, 3, generator=generator), "n": torch.tensor(3)}
     optimizer = {"state": {0: {"momentum_buffer": torch.ones(4, 3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
     deciding = {"seed": 0, "optim.lr": 0.1, "schedule.boundaries_epochs": [1.0], "schedule.max_batch": None}
-    return Checkpoint(
-        samples, deciding, weights, optimizer, 12.5, {"samples": 640, "loss": 0.5, "metrics": {"top1": 0.9}}, {}, {}, 0
-    )
+    result = {"samples": 640, "loss": 0.5, "metrics": {"top1": 0.9}, "updates": 40, "dataset": "test"}
+    evaluation = {**result, "average_loss": None, "average_metrics": {}}
+    return Checkpoint(samples, deciding, weights, optimizer, 12.5, evaluation, {}, {}, 0)
 
 
 def write(folder: Path, *counters: int, keep: int = 9, milestones: tuple[int, ...] = ()) -> None:
@@ -40,7 +41,7 @@ def write(folder: Path, *counters: int, keep: int = 9, milestones: tuple[int, ..
 
 
 def test_a_checkpoint_is_read_back_unchanged() -> None:
-    before, after = make(), Checkpoint.from_bytes(make().to_bytes())
+    before, after = make(), Checkpoint.from_bytes(bytes_of(make()))
     assert (after.samples, after.deciding, after.elapsed_s, after.evaluation) == (
         before.samples,
         before.deciding,
@@ -132,7 +133,7 @@ def test_every_damaged_checkpoint_is_detected_reported_and_skipped(
         (lambda data: b"", "cut short, or not a checkpoint"),
         (lambda data: data[:-1], "cut short, or not a checkpoint"),
         (lambda data: data[:300] + bytes([data[300] ^ 1]) + data[301:], "damaged: its bytes do not match its SHA-256"),
-        (lambda data: _sealed(_resaved(format=6)), "its format is 6, but this version reads format 5"),
+        (lambda data: _sealed(_resaved(format=5)), "its format is 5, but this version reads format 6"),
         (lambda data: _sealed(b"text"), "not readable"),
         (lambda data: _saved({"state_dict": {}}), "cut short, or not a checkpoint of this program"),
         (lambda data: _sealed(_saved({"state_dict": {}})), "not a checkpoint of this program"),
@@ -171,7 +172,7 @@ def _sealed(data: bytes) -> bytes:
 
 
 def _resaved(**changes: Any) -> bytes:
-    return _saved({**torch.load(io.BytesIO(make().to_bytes()), weights_only=True), **changes})
+    return _saved({**torch.load(io.BytesIO(bytes_of(make())), weights_only=True), **changes})
 
 
 def test_only_damaged_checkpoints_are_an_error_but_an_empty_folder_is_not(tmp_path: Path) -> None:

@@ -197,6 +197,7 @@ def broken(**values: Any) -> str:
         (broken(why=3), "why"),
         (broken(measured=[1]), "measured"),
         (json.dumps({"replayed_from": "elsewhere"}), "unknown: replayed_from"),
+        ("[" * 100_000, "maximum recursion depth"),
     ],
 )
 def test_nonsense_is_named_by_its_line(tmp_path: Path, line: str, message: str) -> None:

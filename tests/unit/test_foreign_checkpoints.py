@@ -19,13 +19,14 @@ from hvd_batchgrow.optim.eager import SGD, Adam, AdamW, EagerOptimizer
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_paths
 from hvd_batchgrow.train.checkpoints.compatibility import check_fits
 from tests.helpers import small_job
+from tests.training import bytes_of
 from tests.unit.test_checkpoint import make
 
 
 def sealed(**changes: Any) -> bytes:
     """Return a sealed checkpoint with changed fields; None removes a field."""
-    values = torch.load(io.BytesIO(make().to_bytes()), weights_only=True) | changes
-    values = {key: value for key, value in values.items() if value is not None}
+    values = torch.load(io.BytesIO(bytes_of(make())), weights_only=True) | changes
+    values = {key: value for key, value in values.items() if key not in changes or value is not None}
     buffer = io.BytesIO()
     torch.save(values, buffer)
     data = buffer.getvalue()
@@ -46,6 +47,7 @@ def sealed(**changes: Any) -> bytes:
         ({"evaluation": {"samples": 1}}, "evaluation"),
         ({"loss_scale": {"value": 0.0}}, "loss_scale"),
         ({"num_skipped": None}, "num_skipped: "),
+        ({"unfinished": None}, "unfinished: Field required"),
         ({"more": 1}, "more: "),
         ({"model": {"w": torch.zeros(2, 2).to_sparse()}}, ""),
     ],
@@ -113,7 +115,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_and_no_file_changes(
 ) -> None:
     assert main(["train", job, "--max-updates", "1"]) == 75
     (path,) = checkpoint_paths(Path("runs/small/checkpoints"))
-    path.write_bytes(change(Checkpoint.from_bytes(path.read_bytes())).to_bytes())
+    path.write_bytes(bytes_of(change(Checkpoint.from_bytes(path.read_bytes()))))
     before = {p: p.read_bytes() for p in Path("runs").rglob("*") if p.is_file()}
     capsys.readouterr()
     assert main(["train", job, *(["--fork", "other"] if fork else ["--resume", "auto"])]) == 1
@@ -149,7 +151,7 @@ def test_every_optimizer_accepts_its_own_checkpoint(optim: dict[str, Any], num_s
 
 def checkpoint_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Checkpoint:
     saved = replace(make(), model=model.state_dict(), optimizer=optimizer.state_dict(), average={}, growth={})
-    return Checkpoint.from_bytes(saved.to_bytes())
+    return Checkpoint.from_bytes(bytes_of(saved))
 
 
 @pytest.mark.parametrize("kind", [SGD, Adam, AdamW])

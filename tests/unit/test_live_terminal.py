@@ -16,11 +16,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import tomli_w
 
 from hvd_batchgrow.comm.launcher_env import without_launcher
 from hvd_batchgrow.results.run_summary import read_summary
-from tests.helpers import job_tree, small_source, write_idx_folder
+from tests.helpers import enter_with_job, job_tree
 
 pytestmark = pytest.mark.slow
 CURSOR_HIDDEN, CURSOR_SHOWN = "\x1b[?25l", "\x1b[?25h"
@@ -52,10 +51,7 @@ def lines_of(text: str) -> list[str]:
 
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HVD_BATCHGROW_CACHE", str(tmp_path / "cache"))
-    write_idx_folder(Path("data"), small_source())
-    Path("job.toml").write_text(tomli_w.dumps(job_tree("data", evaluation={"every_epochs": 0.5})))
+    enter_with_job(tmp_path, job_tree("data", evaluation={"every_epochs": 0.5}), monkeypatch)
     return "job.toml"
 
 

@@ -96,7 +96,9 @@ def test_a_run_without_a_description_is_refused_with_what_to_do(job: str) -> Non
     with pytest.raises(RunError, match=r"model.json is damaged"):
         read_description(Path("runs/small"))
     path.unlink()
-    with pytest.raises(RunError, match=r"older version.*train runs/small/job.toml --resume auto --runs-dir runs"):
+    with pytest.raises(
+        RunError, match=r"model.json is missing; resume .*train runs/small/job.toml --resume auto --runs-dir runs"
+    ):
         read_description(Path("runs/small"))
     with pytest.raises(RunError, match="nowhere does not hold a run"):
         read_description(Path("nowhere"))

@@ -27,7 +27,7 @@ from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
 from hvd_batchgrow.train.events import Observer, RunStarted
 from hvd_batchgrow.verification.verify import find_hazards
 from tests.helpers import job_tree, small_job, small_source
-from tests.training import Recorder, StopAfter, digest, make_trainer, train
+from tests.training import Recorder, StopAfter, bytes_of, digest, make_trainer, train
 
 SHAPE = (6,)
 
@@ -279,7 +279,7 @@ def test_extra_state_comes_back_as_it_was(tmp_path: Path) -> None:
     job = job_of("Noted")
     trainer = make_trainer(job, SingleRank(), tmp_path)
     trainer.parts.model.note = {"calls": 4, "more": OrderedDict(a=(1, b"x")), 7: torch.arange(4)}  # type: ignore[assignment]
-    checkpoint = Checkpoint.from_bytes(trainer.state.capture().to_bytes())
+    checkpoint = Checkpoint.from_bytes(bytes_of(trainer.state.capture()))
     other = make_trainer(job, SingleRank(), tmp_path)
     other.state.load(checkpoint)
     note: Any = other.parts.model.note
@@ -305,7 +305,7 @@ def test_a_checkpoint_has_plain_values_under_the_names_of_extra_state_only(tmp_p
         checkpoint = trainer.state.capture()
         checkpoint.model[name] = value
         with pytest.raises(RunError, match=rf"not a checkpoint of this version: model\.{name}: is of class"):
-            Checkpoint.from_bytes(checkpoint.to_bytes())
+            Checkpoint.from_bytes(bytes_of(checkpoint))
 
 
 # --- no folder is left ---------------------------------------------------------------------------

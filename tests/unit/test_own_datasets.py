@@ -37,14 +37,10 @@ from hvd_batchgrow.nn.build import build_model, hazards
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.tasks.classification import Classification
 from hvd_batchgrow.train.update.non_finite import NonFinite, describe
-from tests.helpers import job_tree, small_job
+from tests.helpers import job_tree, no_report, small_job
 from tests.own_datasets import NUM_TEST, NUM_TRAIN, Pictures, Trees, augmented, to_floats
 
 GROUP, CPU = 8, torch.device("cpu")
-
-
-def no_report(what: str, done: int, total: int, unit: str = "bytes") -> None:
-    pass
 
 
 def section(function: str, **keys: Any) -> DataSection:

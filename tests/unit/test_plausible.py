@@ -15,12 +15,9 @@ from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.source_checks import check_data
 from hvd_batchgrow.messages.errors import JobError, RunError
-from tests.helpers import idx_bytes
+from tests.helpers import idx_bytes, no_report
 
 GENERATOR = np.random.default_rng(3)
-
-
-def no_report(*_: object) -> None: ...
 
 
 # --- mean and deviation -----------------------------------------------------------------------------

@@ -190,8 +190,9 @@ def test_a_run_continues_after_a_failed_check_only_from_before_the_last_passed_o
     assert not list(tmp_path.iterdir())
 
 
-def test_a_damaged_record_of_a_failed_check_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "failed_check.json").write_text("{}")
+@pytest.mark.parametrize("text", ["{}", "[" * 100_000])
+def test_a_damaged_record_of_a_failed_check_is_an_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "failed_check.json").write_text(text)
     with pytest.raises(RunError, match=r"failed_check\.json is damaged"):
         refuse_suspect(tmp_path, 128)
 

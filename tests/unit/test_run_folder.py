@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, write_checkpoint
 from hvd_batchgrow.train.run import run_folder, run_lock
 from hvd_batchgrow.train.run.checkout import program_checkout
-from hvd_batchgrow.train.run.run_folder import open_run
+from hvd_batchgrow.train.run.run_folder import open_run, recorded_data
 from hvd_batchgrow.train.run.run_lock import RunLock
 from tests.helpers import NUM_TRAIN, small_job
 
@@ -277,7 +278,7 @@ def test_a_lock_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
         lock.take()
 
 
-@pytest.mark.parametrize("text", ['{"attempts": [', '{"attempts": [[]]}', '{"attempts": 3}'])
+@pytest.mark.parametrize("text", ['{"attempts": [', '{"attempts": [[]]}', '{"attempts": 3}', "[" * 100_000])
 def test_a_damaged_record_does_not_prevent_a_resume(tmp_path: Path, text: str) -> None:
     job = small_job()
     open_(tmp_path / "run", job)
@@ -285,7 +286,24 @@ def test_a_damaged_record_does_not_prevent_a_resume(tmp_path: Path, text: str) -
     (tmp_path / "run" / "record.json").write_text(text)
     checkpoint, notes = open_(tmp_path / "run", job, resume=True)
     assert checkpoint is not None
-    assert "record.json was damaged" in notes[0]
+    assert re.search(r"record\.json is damaged: .*; a new record replaces it", notes[0])
+    assert len(json.loads((tmp_path / "run" / "record.json").read_text())["attempts"]) == 1
+
+
+def test_a_record_that_cannot_be_read_is_not_replaced(tmp_path: Path) -> None:
+    job = small_job()
+    open_(tmp_path / "run", job)
+    save(tmp_path / "run", job)
+    (tmp_path / "run" / "record.json").unlink()
+    os.mkfifo(tmp_path / "run" / "record.json")
+    with pytest.raises(CollectiveError, match=r"record\.json cannot be written: a pipe or device"):
+        open_(tmp_path / "run", job, resume=True)
+
+
+@pytest.mark.parametrize("text", ['{"attempts":' + "[" * 100_000, '{"attempts": [], "data": 3}', "[]"])
+def test_nothing_is_known_of_the_data_in_a_damaged_record(tmp_path: Path, text: str) -> None:
+    (tmp_path / "record.json").write_text(text)
+    assert recorded_data(tmp_path) == {}
 
 
 def git(*words: str) -> str:

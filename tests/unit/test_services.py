@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from hvd_batchgrow.observers.run_tags import run_tags
 from hvd_batchgrow.train.events import Observer
 from tests.unit.test_watch import PLAN, ended, evaluation, record, started
 
@@ -36,6 +37,15 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.delenv("WANDB_MODE", raising=False)
     yield module
     module.teardown()
+
+
+@pytest.mark.parametrize("text", ['{"attempts":' + "[" * 100_000, '{"attempts": []}'])
+def test_a_damaged_record_has_no_tags(tmp_path: Path, text: str) -> None:
+    tags = {"policy": "grow", "pair": "small", "twin": "no"}
+    (tmp_path / "record.json").write_text('{"attempts": [{}, {"git_commit": "abc", "user_git_commit": null}]}')
+    assert run_tags(started(tmp_path)) == tags | {"commit": "abc"}
+    (tmp_path / "record.json").write_text(text)
+    assert run_tags(started(tmp_path)) == tags
 
 
 def attempt(observer: Observer, folder: Path, records: list[int], samples: int = 0, *, end: int | None = None) -> None:
@@ -144,10 +154,11 @@ def test_a_resumed_run_continues_its_wandb_run_without_double_points(wandb: Any,
     ]
 
 
-def test_a_damaged_wandb_file_begins_a_new_run(wandb: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ['{"id": "x", "last": []}', "[" * 100_000])
+def test_a_damaged_wandb_file_begins_a_new_run(wandb: Any, tmp_path: Path, text: str) -> None:
     from hvd_batchgrow.observers.wandb import WeightsAndBiases
 
-    (tmp_path / "wandb.json").write_text('{"id": "x", "last": []}')
+    (tmp_path / "wandb.json").write_text(text)
     attempt(WeightsAndBiases(), tmp_path, [160], end=10)
     known = json.loads((tmp_path / "wandb.json").read_text())
     assert known["id"] != "x"

@@ -21,13 +21,9 @@ from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.pipeline.reader import Reader
 from hvd_batchgrow.data.source_checks import check_data, known_num_samples
 from hvd_batchgrow.messages.errors import JobError, RunError
-from tests.helpers import NUM_TRAIN, small_job, small_source, write_idx_folder
+from tests.helpers import NUM_TRAIN, no_report, small_job, small_source, write_idx_folder
 
 pytestmark = pytest.mark.usefixtures("cache")
-
-
-def no_report(what: str, done: int, total: int, unit: str = "bytes") -> None:
-    """Ignore the progress."""
 
 
 def section(source: str, **keys: Any) -> DataSection:

@@ -13,8 +13,7 @@ import pytest
 import hvd_batchgrow
 from hvd_batchgrow.schedule.adaptive.decisions import Decision, decisions_text
 from hvd_batchgrow.storage.json_lines import JsonLines, read_json_lines
-from hvd_batchgrow.storage.strict_json import dump_json
-from hvd_batchgrow.train.run.fork import json_bytes
+from hvd_batchgrow.storage.strict_json import dump_json, json_bytes
 
 ROOT = Path(hvd_batchgrow.__file__).parent
 TREE: dict[str, Any] = {"samples": 1, "loss": math.nan, "high": [math.inf, (-math.inf, 0.5)], "name": "NaN"}

@@ -12,10 +12,7 @@ from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.datasets.dataset import Dataset, Datasets
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.messages.errors import JobError
-
-
-def no_report(what: str, done: int, total: int, unit: str = "bytes") -> None:
-    """Ignore the progress."""
+from tests.helpers import no_report
 
 
 def load(source: str, seed: int = 7, **keys: Any) -> Datasets:

@@ -17,12 +17,13 @@ import pytest
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config import DataSection
-from hvd_batchgrow.data.datasets.dataset import Dataset, Datasets
+from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.tables import table_files
 from hvd_batchgrow.data.tables.table_dataset import held_out_rows
 from hvd_batchgrow.messages.errors import JobError, RunError
+from tests.helpers import everything
 
 GENERATOR = np.random.default_rng(3)
 KINDS = pytest.mark.parametrize("kind", ["csv", "parquet"])
@@ -38,11 +39,6 @@ def no_report(what: str, done: int, total: int, unit: str = "bytes") -> None:
 def load(kind: str, root: Path | None, num_samples: int, seed: int = 7, **keys: Any) -> Datasets:
     data = DataSection(source=kind, root=str(root) if root else None, num_samples=num_samples, **keys)
     return load_source(data, seed, no_report)
-
-
-def everything(samples: Dataset) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    ids = np.arange(len(samples))[::-1]
-    return samples.fetch(ids)[::-1], samples.targets[ids][::-1]
 
 
 def columns(count: int, **others: Any) -> dict[str, Any]:

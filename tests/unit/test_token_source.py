@@ -25,17 +25,13 @@ from hvd_batchgrow.data.tokens.token_windows import TokenWindows
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.messages.errors import JobError, RunError
 from hvd_batchgrow.schedule.plan import compile_plan
-from tests.helpers import job_tree
+from tests.helpers import job_tree, no_report
 
 VOCABULARY, CONTEXT = 300, 8
 BYTES = {"token_dtype": "uint8"}
 HERE = "tests.unit.test_token_source"
 
 pytestmark = pytest.mark.usefixtures("cache")
-
-
-def no_report(what: str, done: int, total: int, unit: str = "bytes") -> None:
-    """Ignore the progress."""
 
 
 def text(num_tokens: int, seed: int = 0) -> NDArray[np.int64]:

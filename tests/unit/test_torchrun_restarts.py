@@ -81,6 +81,11 @@ def test_a_restart_is_recognized_by_the_agents_of_the_last_attempt(tmp_path: Pat
     assert not is_restart(tmp_path, [])
 
 
+def test_a_damaged_record_shows_no_restart(tmp_path: Path) -> None:
+    (tmp_path / "record.json").write_text('{"attempts":' + "[" * 100_000)
+    assert not is_restart(tmp_path, ["b"])
+
+
 def test_notes_on_a_shared_store_and_a_layout_that_was_changed() -> None:
     job = small_job()
     plan, _ = plan_for_ranks(job, Restarting(2))

@@ -17,7 +17,7 @@ from hvd_batchgrow.messages.errors import JobError
 from hvd_batchgrow.schedule.adaptive.batch_requests import BatchRequest
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.plan import compile_plan
-from hvd_batchgrow.schedule.trigger import TRIGGERS, Measurement, bounded, check_rule_state, make_trigger
+from hvd_batchgrow.schedule.trigger import TRIGGERS, Measurement, bounded, make_trigger
 from hvd_batchgrow.schedule.triggers.adascale import AdaScale
 from hvd_batchgrow.schedule.triggers.cabs import CabsTrigger
 from hvd_batchgrow.schedule.triggers.formula import FormulaRule, FormulaTrigger
@@ -132,18 +132,6 @@ def test_an_unusable_evaluation_is_as_if_torchs_rule_had_not_been_called(every: 
         assert ours == [usable[k] for k in theirs]
         num_decisions += len(ours)
     assert num_decisions > 100
-
-
-def test_a_plateau_of_an_earlier_version_is_resumed() -> None:
-    trigger = section(name="plateau", patience_epochs=1.0)
-    rule = Plateau(trigger, N, 1.0, improves_up=trigger.metric == "top1")
-    for call in range(3):
-        rule.look(Measurement(1000 * (call + 1), 16, 0.1, metric=1.0))
-    earlier = {key: value for key, value in rule.state.model_dump().items() if key != "last"}
-    assert check_rule_state(earlier) == earlier
-    resumed = Plateau(trigger, N, 1.0, improves_up=trigger.metric == "top1")
-    resumed.load(earlier)
-    assert resumed.look(Measurement(4000, 16, 0.1, metric=1.0)) is not None  # 3 epochs without improvement
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -7,16 +7,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-import tomli_w
 
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.results.outcomes import read_outcomes
 from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.schedule.adaptive.decisions import Decision, decisions_text
-from hvd_batchgrow.train.checkpoints.checkpoint import checkpoint_paths, newest_good
-from hvd_batchgrow.verification.tree_digest import tree_digest
-from tests.helpers import job_tree, measured_tree, small_source, write_idx_folder
+from hvd_batchgrow.train.checkpoints.checkpoint import checkpoint_paths
+from tests.helpers import enter_with_job, job_tree, measured_tree
 from tests.reported_runs import change_json
+from tests.training import weights
 
 NAMES = ["small-seed7", "small-seed7-twin", "small-seed8", "small-seed8-twin"]
 TWIN = ["twin", "job.toml", "--seeds", "2"]
@@ -27,11 +26,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a job and its two pairs, trained in one invocation."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("pairs")
-        patch.chdir(folder)
-        patch.setenv("HVD_BATCHGROW_CACHE", str(folder / "cache"))
-        write_idx_folder(Path("data"), small_source())
         schedule = {"epochs": 1.2, "boundaries_epochs": [0.4, 0.8]}
-        Path("job.toml").write_text(tomli_w.dumps(job_tree("data", schedule=schedule)))
+        enter_with_job(folder, job_tree("data", schedule=schedule), patch)
         assert main(TWIN) == 0
     return folder
 
@@ -48,11 +44,8 @@ def here(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 def test_a_replay_has_a_twin_and_readable_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HVD_BATCHGROW_CACHE", str(tmp_path / "cache"))
-    write_idx_folder(Path("data"), small_source())
     tree = measured_tree("data", {"name": "plateau", "patience_epochs": 1.0}, schedule={"epochs": 1.2})
-    Path("job.toml").write_text(tomli_w.dumps(tree))
+    enter_with_job(tmp_path, tree, monkeypatch)
     decision = Decision(160, "plateau", "no improvement", 16, 48, 48.0, 0.05, 0.05)
     Path("decisions.jsonl").write_bytes(decisions_text(None, [decision]))
     assert main(["twin", "job.toml", "--replay", "decisions.jsonl"]) == 0
@@ -63,12 +56,6 @@ def test_a_replay_has_a_twin_and_readable_records(
     assert growing.decisions == (decision.to_dict(),)
     assert [phase["global_batch"] for phase in growing.plan["phases"]] == [16, 48]
     assert [phase["lr"] for phase in twin.plan["phases"]] == pytest.approx([0.05, 0.05 / 3])
-
-
-def weights(run: Path) -> str:
-    checkpoint, _ = newest_good(run / "checkpoints")
-    assert checkpoint is not None
-    return tree_digest(checkpoint.model)
 
 
 def test_each_pair_has_one_seed_one_stream_and_the_same_samples(here: Path) -> None:

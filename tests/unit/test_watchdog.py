@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -138,6 +139,14 @@ def test_a_silent_rank_is_known_before_a_stall_is_reported(size: int, timeout_s:
     assert not watchdog._silent()
     watchdog._clock_s = 1000.0 + timeout_s / 10
     assert [rank for rank, _ in watchdog._silent()] == [1]
+
+
+@pytest.mark.parametrize("data", [b"", b"[" * 4000, b"{}", b"[]", b"\xff"])
+def test_a_datagram_of_any_bytes_is_ignored(data: bytes) -> None:
+    ours, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, other:
+        other.send(data)
+        Watchdog(Crowd(1, 2), Heartbeat(), 600.0)._receive(ours)
 
 
 def test_a_message_names_at_most_eight_ranks() -> None:

@@ -56,6 +56,7 @@ def test_where_the_label_of_a_tar_sample_is(tmp_path: Path, members: dict[str, A
         ({"json": {"label": 1.5}}, r"field label of .json is 1.5, must be an integer"),
         ({"json": {"label": True}}, r"field label of .json is True, must be an integer"),
         ({"json": b"{"}, r".json cannot be read"),
+        ({"json": b"[" * 100_000}, r".json cannot be read: maximum recursion depth"),
         ({"cls": b"9" * 20}, r"its label is 9{20}: no class has such a number"),
         ({"cls": 1, "jpg": picture(0).data}, r"has 2 images, must have 1: its members are cls, jpg, png"),
     ],

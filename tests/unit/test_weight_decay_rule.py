@@ -20,7 +20,7 @@ from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.transitions import describe_transitions
 from hvd_batchgrow.schedule.twin import decay_twin, weight_decay_note
 from hvd_batchgrow.schedule.weight_decay import decay_per_sample
-from tests.helpers import job_tree, small_source, write_idx_folder
+from tests.helpers import enter_with_job, job_tree
 
 N = 64_000
 ADAMW = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.01}
@@ -213,13 +213,10 @@ def test_the_weight_decay_of_groups_alone_is_reported_too() -> None:
 def test_a_run_that_is_resumed_in_a_later_phase_ends_with_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HVD_BATCHGROW_CACHE", str(tmp_path / "cache"))
-    write_idx_folder(Path("data"), small_source())
     optim = {"name": "adamw", "lr": 0.01, "weight_decay": 1.0, **PER_EPOCH}
     tree = job_tree("data")
     tree["optim"] = optim
-    Path("job.toml").write_text(tomli_w.dumps(tree))
+    enter_with_job(tmp_path, tree, monkeypatch)
     assert main(["train", "job.toml"]) == 0
     assert main(["train", "job.toml", "--name", "stopped", "--max-updates", "16"]) == 75
     assert main(["train", "job.toml", "--name", "stopped", "--resume", "auto"]) == 0

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvd_batchgrow.config.source_specs import ReportProgress
-from hvd_batchgrow.data.datasets.dataset import Ids
 from hvd_batchgrow.messages.errors import RunError
 
 Moments = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -20,23 +19,20 @@ _NUM_SHOWN = 10
 """Most non-finite values that a message lists."""
 
 
-def chunks_of(
-    values: NDArray[Any], what: str, report: ReportProgress, members: Ids | None = None
-) -> Iterator[NDArray[Any]]:
-    """Yield values, or some of them, in order and a few megabytes at a time.
+def chunks_of(values: NDArray[Any], what: str, report: ReportProgress) -> Iterator[NDArray[Any]]:
+    """Yield values in order, a few megabytes at a time.
 
     Args:
         values: (N, …).
         what: name of the operation in progress reports.
         report: called after every chunk.
-        members: (n,) indices of the values to yield; None: all.
     """
-    num_entries = len(values) if members is None else len(members)
+    num_entries = len(values)
     entry_bytes = max(1, values.nbytes // len(values))
     length = max(1, _CHUNK_BYTES // entry_bytes)
     for start in range(0, num_entries, length):
         part = slice(start, min(start + length, num_entries))
-        yield values[part] if members is None else values[members[part]]
+        yield values[part]
         report(what, part.stop * entry_bytes, num_entries * entry_bytes)
 
 

@@ -142,7 +142,7 @@ def _label(contents: dict[str, bytes], names: tuple[str, ...]) -> int:
             return checked_label(int(contents[name]))
     try:
         fields = json.loads(contents.get("json", b"{}"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UnusableError(f".json cannot be read: {error}") from None
     for name in names:
         if isinstance(fields, dict) and name in fields:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import tee
@@ -61,7 +62,30 @@ class RawBatch:
     """How the images are changed after the crop; None: not at all."""
 
 
-class TrainSampler:
+class Sampler(ABC):
+    """The samples of a set, in batches."""
+
+    def __init__(self, samples: Dataset, augment: Augment | None, on_bad_sample: OnBad) -> None:
+        self.samples, self.augment, self.on_bad_sample = samples, augment, on_bad_sample
+        self._bad = known_bad(samples)
+        self.not_for_dali: set[int] = set()
+        """Samples on which DALI failed, which Pillow decodes."""
+
+    def raw_batches(self, first: int, stride: int) -> Iterator[RawBatch]:
+        """Yield batches of the ghost batches or ranges first, first + stride, … Raises BadSample when one is read."""
+        return _filled(self.samples, self._empty_batches(first, stride))
+
+    @abstractmethod
+    def _empty_batches(self, first: int, stride: int) -> Iterator[RawBatch]:
+        """Yield batches without the values of their samples."""
+
+    def replace(self, bad: BadSample) -> None:
+        """Replace or skip a bad sample from now on. Raises what `on_bad_sample` raises."""
+        self.on_bad_sample(bad)
+        self._bad.add(bad.sample_id)
+
+
+class TrainSampler(Sampler):
     """The ghost batches of one rank, in stream order, in batches of one or several.
 
     The next good sample of the stream replaces a bad sample. It is the same in every layout.
@@ -86,16 +110,9 @@ class TrainSampler:
         num_ghost_batches: NumGhostBatches = one_by_one,
         pixel_augment: PixelAugment | None = None,
     ) -> None:
-        self.samples, self.stream, self.augment, self.ghost_batch = samples, stream, augment, ghost_batch
-        self.pixel_augment = pixel_augment
-        self.on_bad_sample, self.num_ghost_batches = on_bad_sample, num_ghost_batches
-        self._bad = known_bad(samples)
-        self.not_for_dali: set[int] = set()
-        """Samples on which DALI failed, which Pillow decodes."""
-
-    def raw_batches(self, first: int, stride: int) -> Iterator[RawBatch]:
-        """Yield batches of the ghost batches first, first + stride, … Raises BadSample when one is read."""
-        return _filled(self.samples, self._empty_batches(first, stride))
+        super().__init__(samples, augment, on_bad_sample)
+        self.stream, self.ghost_batch = stream, ghost_batch
+        self.pixel_augment, self.num_ghost_batches = pixel_augment, num_ghost_batches
 
     def _empty_batches(self, first: int, stride: int) -> Iterator[RawBatch]:
         while num_drawn := self._num_drawn(first, stride):
@@ -120,11 +137,6 @@ class TrainSampler:
             total += count
         return total
 
-    def replace(self, bad: BadSample) -> None:
-        """Replace a bad sample from now on. Raises what `on_bad_sample` raises."""
-        self.on_bad_sample(bad)
-        self._bad.add(bad.sample_id)
-
     def _place(self, epochs: Ids, ids: Ids) -> CropParams | None:
         if self.augment is None:
             return None
@@ -148,7 +160,7 @@ class TrainSampler:
         return epochs, ids, replaced
 
 
-class EvalSampler:
+class EvalSampler(Sampler):
     """Ranges of a set, in order and without augmentation; samples known to be bad are skipped.
 
     Args:
@@ -161,14 +173,8 @@ class EvalSampler:
     def __init__(
         self, samples: Dataset, augment: Augment | None, chunks: Sequence[range], on_bad_sample: OnBad = raise_bad
     ) -> None:
-        self.samples, self.augment, self.chunks, self.on_bad_sample = samples, augment, chunks, on_bad_sample
-        self._bad = known_bad(samples)
-        self.not_for_dali: set[int] = set()
-        """Samples on which DALI failed, which Pillow decodes."""
-
-    def raw_batches(self, first: int, stride: int) -> Iterator[RawBatch]:
-        """Yield the ranges first, first + stride, … Raises BadSample when one is read."""
-        return _filled(self.samples, self._empty_batches(first, stride))
+        super().__init__(samples, augment, on_bad_sample)
+        self.chunks = chunks
 
     def _empty_batches(self, first: int, stride: int) -> Iterator[RawBatch]:
         for index in range(first, len(self.chunks), stride):
@@ -181,14 +187,6 @@ class EvalSampler:
                 epochs, replaced = np.zeros_like(ids), np.zeros(len(ids), dtype=bool)
                 targets = targets_of(self.samples, ids)
                 yield RawBatch(index + stride, ids, ids, epochs, targets, None, placement, replaced)
-
-    def replace(self, bad: BadSample) -> None:
-        """Skip a bad sample from now on. Raises what `on_bad_sample` raises."""
-        self.on_bad_sample(bad)
-        self._bad.add(bad.sample_id)
-
-
-Sampler = TrainSampler | EvalSampler
 
 
 def _filled(samples: Dataset, batches: Iterator[RawBatch]) -> Iterator[RawBatch]:

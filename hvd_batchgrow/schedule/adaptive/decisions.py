@@ -127,7 +127,7 @@ def parse_decisions(text: str, path: Path) -> tuple[str | None, tuple[Decision, 
                 source = str(values[_REPLAYED])
             else:
                 decisions.append(Decision.from_dict(values))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines) and not line.endswith("\n"):
                 break
             raise JobError([Fault(f"line {number}", f"is not a decision: {error}")], str(path)) from None

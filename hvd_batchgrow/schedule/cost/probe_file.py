@@ -11,8 +11,8 @@ from pydantic import Field, ValidationError
 
 from hvd_batchgrow.config import DataSection, Job, ModelSection
 from hvd_batchgrow.config.types import PositiveFloat, Section
-from hvd_batchgrow.messages.errors import Fault, JobError, RunError, first_fault, reason_of, unwritable
-from hvd_batchgrow.storage.atomic import is_stream, write_atomically
+from hvd_batchgrow.messages.errors import Fault, JobError, RunError, first_fault, reason_of
+from hvd_batchgrow.storage.atomic import is_stream, write_file
 from hvd_batchgrow.storage.regular_files import read_regular
 
 Count = Annotated[int, Field(gt=0, lt=1 << 53)]
@@ -169,10 +169,7 @@ def save_probe(path: Path, probe: Probe) -> None:
     Raises:
         RunError: it cannot be written.
     """
-    try:
-        write_atomically(path, f"{probe.model_dump_json(indent=1)}\n".encode())
-    except OSError as error:
-        raise unwritable(path, error) from None
+    write_file(path, f"{probe.model_dump_json(indent=1)}\n".encode())
 
 
 def merge_probes(old: Probe | None, new: Probe) -> Probe:

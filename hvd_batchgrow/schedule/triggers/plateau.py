@@ -33,8 +33,8 @@ class PlateauState(RuleState):
     """Epoch since which no evaluation was an improvement."""
     cool: float
     """Epoch at which the cooldown ends."""
-    last: float = Field(default_factory=lambda earlier: float(earlier["bad"]))
-    """Epoch of the last evaluation. Checkpoints of version 0.1.0 lack it."""
+    last: float
+    """Epoch of the last evaluation."""
 
 
 def _without_prefix(metric: object) -> object:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from hvd_batchgrow.train.checkpoints.checkpoint_names import checkpoint_name, sa
 from hvd_batchgrow.train.checkpoints.schema import check_contents
 from hvd_batchgrow.train.checkpoints.sealed_file import read_sealed, write_sealed
 
-FORMAT = 5
+FORMAT = 6
 
 
 @dataclass(frozen=True)
@@ -57,19 +56,13 @@ class Checkpoint:
     """Sample counter before the last update, if an elastic run lost ranks before the evaluation, decision or
     re-estimation that follows it was finished; a resume does all of them again. None: nothing is left to do."""
 
-    def to_bytes(self) -> bytes:
-        """Return the content of the file; see `write_to`."""
-        buffer = io.BytesIO()
-        self.write_to(buffer)
-        return buffer.getvalue()
-
     def write_to(self, file: BinaryIO) -> None:
         """Write a file of `write_sealed`. Raises OSError if it cannot be written."""
         write_sealed(file, {"format": FORMAT, **vars(self)})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Checkpoint:
-        """Invert `to_bytes`.
+        """Return the checkpoint in the content of a file; the inverse of `write_to`.
 
         Raises:
             RunError: the file is damaged, of another program, or of another format.

@@ -39,13 +39,10 @@ class _Evaluation(_Strict):
     samples: NonNegativeInt
     loss: float
     metrics: dict[str, float]
-    updates: NonNegativeInt | None = None
-    dataset: Literal["validation", "test"] = "test"
-    """Checkpoints of version 0.1.0 lack it."""
-    average_loss: float | None = None
-    """Checkpoints of version 0.1.0 lack it."""
-    average_metrics: dict[str, float] = {}
-    """Checkpoints of version 0.1.0 lack it."""
+    updates: NonNegativeInt | None
+    dataset: Literal["validation", "test"]
+    average_loss: float | None
+    average_metrics: dict[str, float]
 
 
 class _Best(_Strict):
@@ -91,14 +88,10 @@ class _Contents(_Strict):
     loss_scale: _LossScale | _Empty
     num_skipped: NonNegativeInt
     growth: _Growth | _Empty
-    best: _Best | _Empty = {}
-    """Checkpoints of version 0.1.0 lack it."""
-    gradient_magnitudes: list[int] = []
-    """Checkpoints of version 0.1.0 lack it."""
-    replays: _Replays | _Empty = {}
-    """Checkpoints of version 0.1.0 lack it."""
-    unfinished: NonNegativeInt | None = None
-    """Checkpoints of version 0.1.0 lack it."""
+    best: _Best | _Empty
+    gradient_magnitudes: list[int]
+    replays: _Replays | _Empty
+    unfinished: NonNegativeInt | None
 
 
 def check_contents(values: Mapping[str, Any]) -> None:

@@ -179,7 +179,7 @@ class Watchdog:
             self._peers[int(message["rank"])] = _PeerState(
                 self._clock_s, str(message["stage"]), str(message["host"]), ever=True
             )
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             self._ended.wait(0.01)  # if the peer has ended, the kernel reports an error immediately each time
             return
         if self._ranks.rank == 0:

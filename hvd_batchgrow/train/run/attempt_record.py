@@ -12,7 +12,7 @@ from hvd_batchgrow.comm.ranks import CollectiveError, RanksLost
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.storage.atomic import write_atomically
 from hvd_batchgrow.storage.regular_files import read_regular
-from hvd_batchgrow.storage.strict_json import dump_json
+from hvd_batchgrow.storage.strict_json import json_bytes
 
 _MOST_CHARACTERS = 300
 
@@ -28,7 +28,7 @@ def add_to_last_attempt(path: Path, values: Mapping[str, Any]) -> None:
         record["attempts"][-1].update(values)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return
-    write_atomically(path, (dump_json(record, indent=2) + "\n").encode())
+    write_atomically(path, json_bytes(record))
 
 
 @contextmanager

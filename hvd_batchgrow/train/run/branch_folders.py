@@ -17,11 +17,13 @@ from hvd_batchgrow.schedule.branches import (
     BranchRequest,
     branch_point,
     branch_request,
+    branches_folder,
     lr_text,
     plan_branch,
 )
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.checkpoints.checkpoint_names import saved_samples
+from hvd_batchgrow.train.run.fork import changes
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def set_up(
 
 def branches_of(run: Path, point: BranchPoint, wanted: BranchRequest, ranks: int) -> tuple[Branch, ...]:
     """Return the requested branches of a run, by ascending factor, on a number of ranks. Raises as `set_up`."""
-    folder = run / "branches" / f"at-{point.samples}-for-{wanted.num_samples}-{wanted.lr_rule}"
+    folder = run / "branches" / branches_folder(point.samples, wanted.num_samples, wanted.lr_rule)
     plans = [plan_branch(point, wanted, factor, ranks) for factor in wanted.factors]
     pairs = zip(wanted.factors, plans, strict=True)
     return tuple(_branch(run, folder, point, factor, plan) for factor, plan in pairs)
@@ -174,5 +176,5 @@ def _refuse_other_job(folder: Path, plan: Plan) -> None:
     """Raise RunError if a branch has been trained with settings that differ from the run's now."""
     before = plan.job.completed(load_job(folder / "job.toml").deciding(plan.num_samples))
     now = plan.job.deciding(plan.num_samples)
-    if changed := sorted(key for key in {*before, *now} if before.get(key) != now.get(key)):
+    if changed := changes(before, now):
         raise RunError(f"{folder} was trained with another {', '.join(changed)}: remove it, and run branch again")

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hvd_batchgrow.comm.ranks import Ranks
-from hvd_batchgrow.messages.errors import Fault, JobError, unwritable
+from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.schedule.adaptive.decisions import Decision, decisions_text, parse_decisions, read_decisions
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
-from hvd_batchgrow.storage.atomic import write_atomically
+from hvd_batchgrow.storage.atomic import write_file
 
 _FILE = "decisions.jsonl"
 
@@ -88,7 +88,4 @@ def write_decisions(folder: Path, source: str | None, decisions: Iterable[Decisi
     Raises:
         RunError: it cannot be written.
     """
-    try:
-        write_atomically(folder / _FILE, decisions_text(source, decisions))
-    except OSError as error:
-        raise unwritable(folder / _FILE, error) from error
+    write_file(folder / _FILE, decisions_text(source, decisions))

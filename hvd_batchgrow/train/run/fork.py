@@ -15,7 +15,7 @@ from hvd_batchgrow.schedule.adaptive.decisions import Decision, decisions_text
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.trigger import trigger_of
 from hvd_batchgrow.storage.atomic import new_folder
-from hvd_batchgrow.storage.strict_json import dump_json
+from hvd_batchgrow.storage.strict_json import json_bytes
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_at, newest_good, write_checkpoint
 
 _FIXED = frozenset(
@@ -176,8 +176,3 @@ def _batches(phases: Sequence[tuple[int, int]], samples: int) -> str:
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return the keys whose values differ, with both values."""
     return {key: (before.get(key), now.get(key)) for key in sorted({*before, *now}) if before.get(key) != now.get(key)}
-
-
-def json_bytes(tree: Any) -> bytes:
-    """Return the content of an indented JSON file."""
-    return (dump_json(tree, indent=2) + "\n").encode()

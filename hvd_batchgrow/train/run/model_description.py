@@ -104,9 +104,8 @@ class LearnedTask(_Part):
     mean: tuple[float, ...] | None = None
     """The predicted numbers are output · std + mean; None: the outputs themselves."""
     std: tuple[float, ...] | None = None
-    metrics: dict[str, Direction] | None = None
-    """Whether each metric besides the loss improves when it rises ("up") or falls ("down"), the main result first.
-    None: an older version wrote the file."""
+    metrics: dict[str, Direction]
+    """Whether each metric besides the loss improves when it rises ("up") or falls ("down"), the main result first."""
 
 
 class ModelDescription(_Part):
@@ -223,6 +222,6 @@ def read_description(run: Path) -> ModelDescription:
             raise RunError(f"{run} does not hold a run{near_run(run)}") from None
         words = ["hvd-batchgrow", "train", str(run / "job.toml"), "--resume", "auto", "--runs-dir", str(run.parent)]
         remedy = f"resume the run once, which writes it: {shlex.join(words)}"
-        raise RunError(f"{path} is missing, because an older version trained this run; {remedy}") from None
+        raise RunError(f"{path} is missing; {remedy}") from None
     except OSError as error:
         raise unreadable(path, error) from None

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from hvd_batchgrow.comm.launcher_env import TORCHRUN, launched_by, restarts_ranks, torchrun_agent
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.messages.wording import counted
+from hvd_batchgrow.results.run_files import read_attempts
 from hvd_batchgrow.schedule.plan import Plan
-from hvd_batchgrow.storage.regular_files import read_regular
 
 LOCK_WAIT_S = 60.0
 """How long a new attempt waits for processes of the one before. torchrun kills those that do not end within 30 s."""
@@ -33,12 +32,9 @@ def is_restart(folder: Path, agents: Collection[str]) -> bool:
     TORCHELASTIC_RESTART_COUNT does not show this: it counts the failures of one torchrun process. It does not count
     restarts because ranks join, and counts attempts that ended because the folder holds a run already.
     """
-    try:
-        attempts: Sequence[dict[str, object]] = json.loads(read_regular(folder / "record.json"))["attempts"]
-        before = attempts[-1].get("agents", [])
-        return isinstance(before, list) and not set(agents).isdisjoint(before)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
-        return False  # no run yet, or a damaged record, which is reported elsewhere
+    attempts = read_attempts(folder / "record.json")  # a damaged record is reported elsewhere
+    before = attempts[-1].get("agents") if attempts else None
+    return isinstance(before, list) and any(agent in before for agent in agents)
 
 
 def notes_on_restarts(

@@ -276,5 +276,5 @@ def _has_checkpoint(folder: Path, options: RunOptions, elastic: ElasticState, ra
     All ranks call it together; rank 0's options and files count.
     """
     found = bool(checkpoint_paths(folder / "checkpoints")) or elastic.checkpoint is not None
-    continues = bool(options.fork or options.fork_from) or (options.resume and found)
+    continues = options.fork_from is not None or (options.resume and found)
     return ranks.any(flag=ranks.rank == 0 and continues)  # a rank that joins an elastic job has other options

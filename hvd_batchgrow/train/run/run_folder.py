@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -25,9 +24,11 @@ from hvd_batchgrow.data.datasets.fingerprint import data_changes
 from hvd_batchgrow.messages.errors import RunError, unwritable
 from hvd_batchgrow.messages.wording import listed, shown
 from hvd_batchgrow.nn.ghost.ghost_choice import kernels_for_cpu
+from hvd_batchgrow.results.run_files import load_record, read_attempts, read_record
 from hvd_batchgrow.schedule.plan import Plan
-from hvd_batchgrow.storage.atomic import remove_unfinished, write_atomically
+from hvd_batchgrow.storage.atomic import remove_unfinished, write_atomically, write_file
 from hvd_batchgrow.storage.regular_files import read_regular
+from hvd_batchgrow.storage.strict_json import json_bytes
 from hvd_batchgrow.train.arithmetic_settings import arithmetic
 from hvd_batchgrow.train.checkpoints.checkpoint import (
     Checkpoint,
@@ -38,7 +39,7 @@ from hvd_batchgrow.train.checkpoints.checkpoint import (
 from hvd_batchgrow.train.checkpoints.elastic_state import ElasticState
 from hvd_batchgrow.train.replay_failure import refuse_suspect
 from hvd_batchgrow.train.run.checkout import git, program_checkout
-from hvd_batchgrow.train.run.fork import Origin, changes, fork_run, json_bytes
+from hvd_batchgrow.train.run.fork import Origin, changes, fork_run
 from hvd_batchgrow.train.run.model_description import FILE, ModelDescription
 from hvd_batchgrow.train.run.versions import installed_versions
 
@@ -210,8 +211,8 @@ def _allowed_changes(folder: Path, job: Job, ranks: Ranks, hardware: Hardware) -
     """Return notes on what has changed since the last attempt without affecting the weights beyond rounding."""
     try:
         before = tomllib.loads(read_regular(folder / "job.toml").decode())
-        last = _read_record(folder / "record.json")["attempts"][-1]
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        last = read_attempts(folder / "record.json")[-1]
+    except (OSError, ValueError, IndexError):
         return []  # a damaged record is reported elsewhere; the record of a fork has no attempt yet
     was = {"ranks": last.get("ranks"), "ghost norms on a CPU": last.get("ghost_norm_on_cpu", "PyTorch")}
     now = {"ranks": ranks.size, "ghost norms on a CPU": kernels_for_cpu()}
@@ -247,14 +248,6 @@ def _records(job: Job, plan: Plan, description: ModelDescription | None) -> dict
     return {"job.toml": tomli_w.dumps(_tree(job)).encode(), "plan.json": plan_bytes(plan), **described}
 
 
-def _read_record(path: Path) -> dict[str, Any]:
-    """Read `record.json`. Raises OSError, ValueError, KeyError or TypeError if it is missing or damaged."""
-    record: dict[str, Any] = json.loads(read_regular(path))
-    if not all(isinstance(attempt, dict) for attempt in record["attempts"]):
-        raise ValueError("attempts are not objects")
-    return record
-
-
 def _check_data(folder: Path, schema: Mapping[str, Any], *, is_fork: bool) -> list[str]:
     """Compare the training set with that of a run. A fork may have other samples of the same meaning; returns notes.
 
@@ -281,11 +274,8 @@ def _check_data(folder: Path, schema: Mapping[str, Any], *, is_fork: bool) -> li
 
 def recorded_data(folder: Path) -> Mapping[str, Any]:
     """Return what `record.json` says about the data of a run; nothing without a run, or of a damaged record."""
-    try:
-        data = _read_record(folder / "record.json").get("data")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-    return data if isinstance(data, dict) else {}
+    data: Mapping[str, Any] = read_record(folder / "record.json", []).get("data", {})
+    return data
 
 
 def _write_records(
@@ -294,16 +284,13 @@ def _write_records(
     for name, content in records.items():
         write_atomically(folder / name, content)
     path = folder / "record.json"
-    record: dict[str, Any] = {"attempts": []}
+    record: Mapping[str, Any] = {}
     try:
-        if path.exists():
-            record = _read_record(path)
-        attempts = [*record["attempts"], attempt]
-    except (ValueError, KeyError, TypeError) as error:
-        notes.append(f"{path} was damaged ({error}); a new record replaces it")
-        record, attempts = {}, [attempt]
+        record = load_record(path) if path.exists() else {}
+    except RunError as error:
+        notes.append(f"{error}; a new record replaces it")
     known = {key: dict(value) for key, value in kept.items() if value}
-    write_atomically(path, json_bytes({**record, **known, "attempts": attempts}))
+    write_atomically(path, json_bytes({**record, **known, "attempts": [*record.get("attempts", ()), attempt]}))
 
 
 def write_plan(folder: Path, plan: Plan) -> None:
@@ -312,10 +299,7 @@ def write_plan(folder: Path, plan: Plan) -> None:
     Raises:
         RunError: it cannot be written.
     """
-    try:
-        write_atomically(folder / "plan.json", plan_bytes(plan))
-    except OSError as error:
-        raise unwritable(folder / "plan.json", error) from error
+    write_file(folder / "plan.json", plan_bytes(plan))
 
 
 def plan_bytes(plan: Plan) -> bytes:

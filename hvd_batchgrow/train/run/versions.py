@@ -13,12 +13,12 @@ _PACKAGES = (
 
 def installed_versions() -> dict[str, str]:
     """Return the versions of those packages that are installed, by name."""
-    versions = {name: _version(name) for name in _PACKAGES}
+    versions = {name: installed_version(name) for name in _PACKAGES}
     return {name: version for name, version in versions.items() if version is not None}
 
 
 @cache
-def _version(name: str) -> str | None:
+def installed_version(name: str) -> str | None:
     """Return the version of a package, None if it is not installed; parsing the metadata of all takes 20 ms."""
     try:
         return metadata.version(name)
