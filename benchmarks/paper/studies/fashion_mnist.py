@@ -82,6 +82,7 @@ CLAIMS = Study(
         Arm("hadamard", GROW, keys(model__classifier="hadamard"), has_twin=True),
         Arm("resnet8", RESNET),
         Arm("resnet8_shakedrop", RESNET, keys(model__shakedrop="0.5")),
+        Arm("resnet8_shakedrop_0.1", RESNET, keys(model__shakedrop="0.1")),
     ),
     seeds=FIVE[:3],
     changes=QUIET,
@@ -107,5 +108,5 @@ TABLES = (
     _table("adabatch", names=("adabatch_small", "adabatch_grow", "adabatch_large"), with_figures=True),
     _table("weight_decay", names=("adamw-twin", "adamw", "adamw_per_epoch")),
     _table("modules", names=("grow", "hadamard")),
-    _table("shakedrop", names=("resnet8", "resnet8_shakedrop")),
+    _table("shakedrop", names=("resnet8", "resnet8_shakedrop_0.1", "resnet8_shakedrop")),
 )
