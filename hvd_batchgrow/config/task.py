@@ -21,7 +21,8 @@ class TaskSection(Section):
     """classification and language_model: fraction of each target that is spread evenly over all classes, in training
     only."""
     class_weights: FloatList | None = None
-    """classification: weight of the samples of each class, in the loss of training and evaluation. None: 1 each."""
+    """classification: weight of the samples of each class, by class number, in the loss of training and evaluation.
+    None: 1 each."""
     pos_weights: FloatList | None = None
     """multi_label: factor on the loss of each label's positive samples, in training and evaluation. None: 1 each."""
     loss: Literal["mse", "l1", "huber"] = "mse"

@@ -149,7 +149,7 @@ def _how_to_continue(event: RunEnded) -> str:
         return "ranks were lost; the run continues without them"
     if restarts_ranks(os.environ):
         return "ranks join or leave, or the job ends; the run continues when torchrun starts the ranks again"
-    return "the same command with --resume auto, and without --fork or --overwrite, continues"
+    return f"the same command with --name {event.job_name} --resume auto, and without --fork or --overwrite, continues"
 
 
 def _earlier_lines(event: RunStarted) -> list[Line]:

@@ -94,8 +94,8 @@ _PAIRS = (
     "of them was evaluated, the other is interpolated."
 )
 _RAISED = (
-    "Figures 5 to 7 of Smith et al. 2018: runs that start at a higher learning rate or momentum, with a larger batch, "
-    "beside those that do not."
+    "Figures 5 to 7 of Smith et al. 2018: runs that start at a higher learning rate or momentum, beside those "
+    "that do not. In the paper, they have a larger batch."
 )
 _PHASES = (
     "Layout: ranks × accumulation × micro-batch. Time is that of the updates. A phase that is not done has the time "

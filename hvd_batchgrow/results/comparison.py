@@ -190,7 +190,8 @@ def group_runs(runs: Sequence[RunFiles]) -> list[Arm]:
         groups.setdefault(key, []).append(run)
     arms: list[Arm] = []
     for group in groups.values():
-        name, policy = printable(base_name(group[0].name)), printable(_policy(group[0]))
+        named_after = next((run for run in group if run.is_finished), group[0])
+        name, policy = printable(base_name(named_after.name)), printable(_policy(named_after))
         taken = {arm.name for arm in arms}
         candidates = [name, f"{name} ({policy})", *(f"{name} ({k})" for k in range(2, len(arms) + 3))]
         arms.append(Arm(next(text for text in candidates if text not in taken), tuple(group)))
@@ -241,7 +242,7 @@ def _compare(first: Arm, second: Arm, margin: float | None, metric: str | None, 
         paired_difference(differences) if pairs else None,
         equivalence(differences, margin) if pairs and margin is not None else None,
         curve_distance(counted_runs, metric, factor) if pairs else None,
-        find_confounds(counted_runs),
+        find_confounds(counted_runs, metric),
         (*find_notes(first.runs, second.runs, counted_runs), *missing),
     )
 
@@ -257,10 +258,12 @@ def _pairs(first: Arm, second: Arm, metric: str, dataset: str) -> tuple[list[Pai
         one, two = (final_result(run, metric, dataset) for run in runs)
         if one is None or two is None:
             continue
-        if dataset == "test" and not metric.startswith("average_"):
-            test = sample_test(*runs)
+        if dataset != "test":
+            test: SampleTest | str = "the outcomes are those of the test set"
+        elif metric.startswith("average_"):
+            test = "the outcomes are those of the weights, not of their average"
         else:
-            test = "outcomes are those of the test set, without an average of the weights"
+            test = sample_test(*runs)
         if isinstance(test, str):
             missing.append(f"seed {seed}: McNemar's test is not available: {test}")
         pairs.append(Pair(seed, *runs, factor * one, factor * two, None if isinstance(test, str) else test))
@@ -289,7 +292,8 @@ def _check_metric(arms: Sequence[Arm], metric: str, dataset: str) -> None:
             {name for line in lines for name in line if number(line[name]) is not None} - (NOT_METRICS - {"loss"})
         )
         if lines and metric not in names:
-            known = f"it has {', '.join(map(printable, names))}" if names else "it has no metric"
+            shown = [name if metric_name(name) == name else f"{name} ({metric_name(name)})" for name in names]
+            known = f"it has {', '.join(map(printable, shown))}" if names else "it has no metric"
             raise RunError(f"{arm.name} has no {printable(metric)} of the {dataset} set on record: {known}")
 
 

@@ -62,7 +62,7 @@ def compare_weights(first: Weights, second: Weights) -> str:
     difference, worst = largest_difference(first, second)
     if tree_digest(first.tensors) == tree_digest(second.tensors):
         return "differs in the extra state of modules only"
-    return f"differs by {difference:.1e} in {worst}"
+    return f"differs by {difference:.1e} of the norm of {worst}"
 
 
 def largest_difference(first: Weights, second: Weights) -> tuple[float, str]:

@@ -16,6 +16,7 @@ from hvd_batchgrow.schedule.cost.probe_file import TimedSum, load_probe, save_pr
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.train.probe import probe_into, probe_job, update_shapes
 from tests.helpers import NUM_TRAIN, measured_job, small_job, small_source, write_idx_folder
+from tests.pictures import FOLDER, pictures
 
 
 @pytest.fixture
@@ -83,6 +84,18 @@ def test_a_job_whose_trigger_needs_two_ranks_is_probed(ranks: Ranks, tmp_path: P
     probe = probe_job(lambda: job, ranks, quiet, quiet, budget_s=0.0)
     if probe is not None:
         assert [part.ranks for part in probe.measured] == [ranks.size]
+
+
+def test_photos_of_different_sizes_are_probed(ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HVD_BATCHGROW_CACHE", str(tmp_path / "cache"))
+    FOLDER.make(tmp_path / "photos", pictures(16))
+    data = {"source": "image_folder", "root": str(tmp_path / "photos"), "num_samples": 16, "image_size": 16}
+    data |= {"pipeline": "torch", "crop_padding": 0, "hflip": False}
+    schedule = {"boundaries_epochs": [], "max_batch": 8, "global_batch": 8}
+    job = small_job(data=data, schedule=schedule, layout={"max_micro_batch": 8})
+    probe = probe_job(lambda: job, ranks, quiet, quiet, budget_s=0.0)
+    if probe is not None:
+        assert probe.image_shape == (0, 0, 3)
 
 
 def test_no_pass_is_larger_than_a_gpu_was_said_to_hold() -> None:

@@ -82,7 +82,7 @@ def test_a_job_with_a_stop_request_saves_and_is_requeued(
     chain = stopped[template]
     assert cluster.wait_for(chain.job_id)["JobState"] == "COMPLETED", logs(chain.run)
     text = logs(chain.run)
-    assert "the same command with --resume auto" in text
+    assert "the same command with --name" in text
     assert "start 1: stopped, and is requeued to resume" in text
     assert text.count("resumed at ") == 1
     assert "start 2: ends with code 0" in text  # appended: one log has both

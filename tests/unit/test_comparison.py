@@ -177,7 +177,7 @@ def test_more_samples_than_a_batch_confound(tmp_path: Path, samples: int, found:
         phase = {**run.plan["phases"][0], "global_batch": 96}
         counter = {**run.train, "samples": np.array([float(trained)])}
         runs.append(replace(run, plan={**run.plan, "phases": [phase]}, train=counter))
-    assert find_confounds([(runs[0], runs[1])]) == found
+    assert find_confounds([(runs[0], runs[1])], "top1") == found
 
 
 @pytest.mark.parametrize(
@@ -194,6 +194,22 @@ def test_confounds(tmp_path: Path, change: dict[str, Any], wanted: str | None) -
     found = compared(runs)
     assert found.confounds == ((wanted,) if wanted else ())
     assert found.verdict().endswith("(confounded: the arms also differ in other respects)") == bool(wanted)
+
+
+def test_losses_that_are_computed_in_another_way_are_confounded(tmp_path: Path) -> None:
+    """The weighted mean of losses is another quantity; the accuracy is not."""
+    runs = [write_run(tmp_path / "a", 1, 0.9), write_run(tmp_path / "b", 1, 0.9, task={"class_weights": [1.0, 2.0]})]
+    pair = [(runs[0], runs[1])]
+    assert find_confounds(pair, "top1") == ()
+    fault = "the losses are not the same quantity: the jobs differ in task.class_weights"
+    assert find_confounds(pair, "loss") == find_confounds(pair, "average_loss") == (fault,)
+
+
+def test_an_arm_has_the_name_of_a_finished_run(tmp_path: Path) -> None:
+    stopped, done = (write_run(tmp_path / name, 1, 0.9) for name in ("first", "second"))
+    stopped = replace(stopped, train={**stopped.train, "samples": np.array([96.0])}, evaluations=())
+    assert [arm.name for arm in group_runs([stopped, done])] == ["second"]
+    assert [arm.name for arm in group_runs([stopped])] == ["first"]
 
 
 def test_a_single_key_is_what_is_compared_and_two_are_confounded(tmp_path: Path) -> None:
@@ -506,7 +522,7 @@ def test_errors_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "got 1 run of 1 job" in printed(capsys, first, f"{first}/../{first.name}", code=1)[1]
     assert "has the task 'classification' and other 'regression'" in printed(capsys, first, other.folder, code=1)[1]
     out = printed(capsys, tmp_path / "runs", "--metric", "f1", code=1)[1]
-    assert "job has no f1 of the test set on record: it has loss, top1" in out
+    assert "job has no f1 of the test set on record: it has loss, top1 (accuracy)" in out
     out = printed(capsys, tmp_path / "runs", "--dataset", "validation", code=1)[1]
     assert "job has no evaluation of the validation set on record" in out
     assert "--margin" in printed(capsys, tmp_path / "runs", "--margin", -1, code=2)[1]

@@ -23,10 +23,10 @@ def weights(**tensors: list[float]) -> Weights:
     ("second", "line"),
     [
         (weights(v=[3.0, 4.0], w=[1.0], z=[0.0]), "bit-identical"),
-        (weights(v=[3.0, 4.5], w=[1.0], z=[0.0]), "differs by 1.0e-01 in v"),
-        (weights(v=[3.0, 4.5], w=[NAN], z=[0.0]), "differs by nan in w"),
-        (weights(v=[NAN, 4.0], w=[1.5], z=[0.0]), "differs by nan in v"),
-        (weights(v=[3.0, 4.0], w=[1.0], z=[0.25]), "differs by 2.5e-01 in z"),
+        (weights(v=[3.0, 4.5], w=[1.0], z=[0.0]), "differs by 1.0e-01 of the norm of v"),
+        (weights(v=[3.0, 4.5], w=[NAN], z=[0.0]), "differs by nan of the norm of w"),
+        (weights(v=[NAN, 4.0], w=[1.5], z=[0.0]), "differs by nan of the norm of v"),
+        (weights(v=[3.0, 4.0], w=[1.0], z=[0.25]), "differs by 2.5e-01 of the norm of z"),
         (weights(v=[3.0, 4.0], w=[1.0]), "has other tensors: another model"),
     ],
 )

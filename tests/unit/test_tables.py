@@ -209,7 +209,7 @@ def test_something_must_be_tested_on(tmp_path: Path, kind: str) -> None:
     )
     with pytest.raises(RunError, match=fault):
         load(kind, tmp_path, 9)
-    with pytest.raises(RunError, match=rf"does not contain tset.{kind} \(there are train.{kind}\)"):
+    with pytest.raises(RunError, match=rf"does not contain tset.{kind} .*; data.test is relative to "):
         load(kind, tmp_path, 9, test=f"tset.{kind}")
     (tmp_path / f"train.{kind}").unlink()
     with pytest.raises(RunError, match=rf"does not contain train.{kind} \(there are no {kind} files\)"):

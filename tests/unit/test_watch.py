@@ -153,7 +153,8 @@ def test_without_a_terminal_there_are_plain_lines(tmp_path: Path) -> None:
     assert "epoch 1.00: B 16, lr 0.05, loss 0.7000" in text
     assert "test accuracy 75.00 %" in text
     assert (
-        "small: stopped after 19 of 19 updates, 720 samples in 10 s (a checkpoint is saved): the same command" in text
+        "small: stopped after 19 of 19 updates, 720 samples in 10 s (a checkpoint is saved): the same command with "
+        "--name small --resume auto, and without --fork or --overwrite, continues" in text
     )
 
 

@@ -184,7 +184,8 @@ def _check_known(file: TableFile, rows: NDArray[np.int64], texts: Texts, classes
         labels = [f"{p}: {texts.words[texts.codes[k]]!r}" for p, k in zip(places, first, strict=True)]
         shown = listed([*labels, *wrong[NUM_SHOWN:]], NUM_SHOWN, separator="; ")
         known = ", ".join(classes[:NUM_SHOWN]) + (", …" if len(classes) > NUM_SHOWN else "")
-        fault = f"{len(wrong):,} labels are not among the {len(classes)} of the training rows ({known})"
+        are = "label is" if len(wrong) == 1 else "labels are"
+        fault = f"{len(wrong):,} {are} not among the {len(classes)} of the training rows ({known})"
         raise RunError(f"{file.table.path}: {fault}: {shown}")
 
 

@@ -92,12 +92,14 @@ def find_files(root: Path, given: str | None, kind: str, key: str) -> list[Path]
         raise RunError(f"{fault}, whose rows would count twice; remove one of them")
     if found:
         return found
-    remedy = (
-        ", or data.test_fraction = 0.2 keeps a fifth of the training rows for testing" if key == "data.test" else ""
-    )
+    remedy = f"set {key}"
+    if given:
+        remedy = f"{key} is relative to {root}"
+    elif key == "data.test":
+        remedy += ", or data.test_fraction = 0.2 keeps a fifth of the training rows for testing"
     near = [str(path.relative_to(root)) for path in _matching(root, ".", kind)][:5]
     there = f"there are {', '.join(near)}" if near else f"there are no {kind} files"
-    raise RunError(f"{root} does not contain {given or conventional[0].name} ({there}); set {key}{remedy}")
+    raise RunError(f"{root} does not contain {given or conventional[0].name} ({there}); {remedy}")
 
 
 def _conventional(root: Path, key: str, kind: str) -> list[Path]:

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, NonNegativeInt, ValidationError
 
 from hvd_batchgrow.config import DataSection, Job, ModelSection
 from hvd_batchgrow.config.types import PositiveFloat, Section
@@ -100,8 +100,8 @@ class Probe(Section):
     """Name of the probed job; other jobs with the same `subject` may use the measurements."""
     subject: dict[str, Any]
     """`subject_of` the job, with the pipeline that `auto` had chosen."""
-    image_shape: tuple[Count, ...]
-    """(H, W, C)."""
+    image_shape: tuple[NonNegativeInt, ...]
+    """(H, W, C); H and W are 0 if they differ from image to image."""
     gradient_bytes: Count
     """Bytes that an update all-reduces."""
     measured: tuple[RankProbe, ...]

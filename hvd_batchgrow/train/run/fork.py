@@ -18,7 +18,7 @@ from hvd_batchgrow.storage.atomic import new_folder
 from hvd_batchgrow.storage.strict_json import json_bytes
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_at, newest_good, write_checkpoint
 
-_FIXED = frozenset(
+FIXED = frozenset(
     {
         # they decide the order of samples, which the run continues, and which samples it must not have trained on
         *("seed", "data.num_samples", "data.validation_fraction", "data.num_validation"),
@@ -133,7 +133,7 @@ def _growth(checkpoint: Checkpoint, job: Job, changed: Mapping[str, tuple[Any, A
 
 def _check(origin: Path, checkpoint: Checkpoint, plan: Plan, changed: Mapping[str, tuple[Any, Any]]) -> None:
     """Raise RunError if a changed key is fixed, nothing is left to train, or no update of the job starts here."""
-    if fixed := sorted(_FIXED & set(changed)):
+    if fixed := sorted(FIXED & set(changed)):
         lines = [f"{key}: was {changed[key][0]!r}, is {changed[key][1]!r}" for key in fixed]
         raise RunError(
             f"{origin} cannot be forked with a change of\n  "

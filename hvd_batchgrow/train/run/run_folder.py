@@ -39,7 +39,7 @@ from hvd_batchgrow.train.checkpoints.checkpoint import (
 from hvd_batchgrow.train.checkpoints.elastic_state import ElasticState
 from hvd_batchgrow.train.replay_failure import refuse_suspect
 from hvd_batchgrow.train.run.checkout import git, program_checkout
-from hvd_batchgrow.train.run.fork import Origin, changes, fork_run
+from hvd_batchgrow.train.run.fork import FIXED, Origin, changes, fork_run
 from hvd_batchgrow.train.run.model_description import FILE, ModelDescription
 from hvd_batchgrow.train.run.versions import installed_versions
 
@@ -197,10 +197,11 @@ def _remove(folder: Path) -> None:
 def _refuse_other_job(folder: Path, checkpoint: Checkpoint, plan: Plan) -> None:
     changed = changes(plan.job.completed(checkpoint.deciding), plan.job.deciding(plan.num_samples))
     if changed:
+        fork = "" if FIXED & changed.keys() else " or from this checkpoint (--fork NAME)"
         raise RunError(
             f"{folder} cannot be resumed: these settings affect the weights and have changed:\n  "
             + "\n  ".join(f"{key}: was {was!r}, is {now!r}" for key, (was, now) in changed.items())
-            + "\n  train it as a new run from the beginning (--name NAME) or from this checkpoint (--fork NAME)"
+            + f"\n  train it as a new run from the beginning (--name NAME){fork}"
         )
     if checkpoint.samples % plan.ghost_batch:
         fault = f"which is in the middle of a ghost batch of {plan.ghost_batch}: no update ends there"
