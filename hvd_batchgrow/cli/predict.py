@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from hvd_batchgrow.cli.common import refuse_overrides
 from hvd_batchgrow.config.types import PositiveInt
 from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError
 
@@ -18,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from hvd_batchgrow.deployment.predict import Prediction
+
+_READING = ("data.decimal", "data.separator", "data.header")
+"""Keys that say how a csv file is written."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,13 @@ class PredictCommand(InferenceCommand):
         from hvd_batchgrow.deployment.predict import predict
         from hvd_batchgrow.deployment.trained_network import load_network
 
-        refuse_overrides(overrides)
+        if others := [key for key in overrides if key not in _READING]:
+            fault = f"belongs to the training of the network; predict changes only {', '.join(_READING)}"
+            raise JobError([Fault(key, fault) for key in others], "command line")
         if not self.files:
             raise JobError([Fault("files", "name at least one photo or table after the run folder")], "command line")
-        network = load_network(self.folder, self.checkpoint, self.device, average=self.average)
+        data = {key.partition(".")[2]: value for key, value in overrides.items()}
+        network = load_network(self.folder, self.checkpoint, self.device, average=self.average, data=data)
         for note in network.notes:
             print(note, file=sys.stderr)
         bad: list[Path] = []

@@ -64,7 +64,12 @@ class TrainedNetwork:
 
 
 def load_network(
-    run: Path, checkpoint: Path | None = None, device: DeviceKey = "auto", *, average: bool = False
+    run: Path,
+    checkpoint: Path | None = None,
+    device: DeviceKey = "auto",
+    *,
+    average: bool = False,
+    data: Mapping[str, Any] | None = None,
 ) -> TrainedNetwork:
     """Build the network of a run, and load its trained weights.
 
@@ -73,6 +78,7 @@ def load_network(
         checkpoint: one of its checkpoints; None: its newest good one.
         device: auto: a GPU if one is visible.
         average: load the moving average of the weights.
+        data: keys of `[data]` that change how files are read, such as `{"decimal": ","}`.
 
     Raises:
         JobError: the network cannot be built, or the run's torch Dataset cannot be loaded.
@@ -81,7 +87,11 @@ def load_network(
     """
     description = read_description(run)
     found, notes = read_checkpoint(run, checkpoint)
-    job = job_for_inference(parse_job(description.job, str(run / FILE)), device)
+    section = {**description.job["data"], **(data or {})}
+    if data and section["source"] == "parquet":
+        section["source"] = "csv"  # the keys are of csv files, which are read for either source
+    tree = {**description.job, "data": section}
+    job = job_for_inference(parse_job(tree, str(run / FILE)), device)
     place = inference_device(job)
     form = _input_form(job, description)
     # Networks are built for (H, W, C), as the samples of a source are.

@@ -41,6 +41,22 @@ def expected(parts: TrainingParts, inputs: torch.Tensor) -> torch.Tensor:
         return torch.softmax(parts.model.eval()(inputs), 1)
 
 
+def test_a_csv_file_may_be_written_in_another_way_than_the_training_rows(
+    rows: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("point.csv").write_text("x,color,y\n1,red,0.5\n2,blue,1.5\n")
+    Path("comma.csv").write_text("x;color;y\n1;red;0,5\n2;blue;1,5\n")
+    assert main(["predict", str(RUN), "point.csv"]) == 0
+    wanted = capsys.readouterr().out.replace("point.csv", "comma.csv")
+    assert main(["predict", str(RUN), "comma.csv", "--data.decimal", ","]) == 0
+    assert capsys.readouterr().out == wanted
+    assert main(["predict", str(RUN), "comma.csv", "--data.categorical", '["y"]']) == 2
+    fault = (
+        "data.categorical: belongs to the training of the network; predict changes only data.decimal, data.separator"
+    )
+    assert fault in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_photos_have_the_pixels_and_probabilities_of_the_evaluation(
     photos: list[Path], capsys: pytest.CaptureFixture[str]
