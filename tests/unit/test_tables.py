@@ -89,7 +89,7 @@ def test_texts_are_classes_in_the_order_of_their_characters(tmp_path: Path, kind
     assert everything(source.test)[1].tolist() == [2, 3]
     write(tmp_path, kind, "test", columns(2, y=["fox", "wulf"]))
     place = {"csv": "line 3", "parquet": "row 2"}[kind]
-    fault = rf"test.{kind}: 1 labels are not among the 4 of the training rows \(Ant, ant, fox, wolf\): {place}: 'wulf'"
+    fault = rf"test.{kind}: 1 label is not among the 4 of the training rows \(Ant, ant, fox, wolf\): {place}: 'wulf'"
     with pytest.raises(RunError, match=fault):
         load(kind, tmp_path, 4)
     write(tmp_path, kind, "test", columns(2))
