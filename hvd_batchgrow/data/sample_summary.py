@@ -23,6 +23,8 @@ another machine."""
 _LARGEST = 1e150
 """Numbers are limited to it, so that their sum is finite."""
 
+_PART_BYTES = 1 << 26
+
 Summary = dict[str, list[Any]]
 
 
@@ -39,7 +41,7 @@ def sample_summary(source: Datasets) -> Summary:
             continue
         found[f"the number of {name} samples"] = [len(samples)]
         if isinstance(whole_of(samples).targets, np.ndarray):
-            found[f"the {name} targets"] = [_summarized(samples.targets[np.arange(len(samples))])]
+            found[f"the {name} targets"] = [_summarized(part) for part in _targets(samples)]
         with suppress(BadSample):  # it is reported when it is needed
             found[f"the {name} samples"] = [_summarized(part) for part in _arrays(samples)]
     return found
@@ -48,6 +50,14 @@ def sample_summary(source: Datasets) -> Summary:
 def differences(ours: Summary, theirs: Summary) -> list[str]:
     """Return what differs between two summaries, for messages."""
     return [key for key in {**ours, **theirs} if not _alike(ours.get(key), theirs.get(key))]
+
+
+def _targets(samples: Dataset) -> Iterator[NDArray[Any]]:
+    """Yield all targets in parts, because they may be an array on disk that is larger than the memory."""
+    size = samples.targets[np.arange(1)].nbytes
+    step = max(1, _PART_BYTES // max(1, size))
+    for first in range(0, len(samples), step):
+        yield samples.targets[np.arange(first, min(first + step, len(samples)))]
 
 
 def _arrays(samples: Dataset) -> Iterator[NDArray[Any]]:

@@ -21,7 +21,7 @@ from hvd_batchgrow.deployment.trained_network import TrainedNetwork
 from hvd_batchgrow.messages.errors import RunError, describe_error, unwritable
 from hvd_batchgrow.nn.parameters import input_type, network_inputs
 from hvd_batchgrow.results.records import NOT_METRICS
-from hvd_batchgrow.storage.atomic import is_stream, write_atomically
+from hvd_batchgrow.storage.atomic import write_atomically
 from hvd_batchgrow.storage.json_lines import read_json_lines
 from hvd_batchgrow.storage.strict_json import dump_json
 
@@ -46,8 +46,8 @@ def export(network: TrainedNetwork, to: Format, output: Path) -> tuple[Path, lis
         RunError: a package is missing, the network cannot be exported, the exported program computes other logits, or
             a file cannot be written.
     """
-    if is_stream(output):
-        raise RunError(f"--output {output} is not a file: the card is written beside it, as {output.name}.json")
+    if output.exists() and not output.is_file():
+        raise RunError(f"--output {output} must be a regular file, because export also writes {output}.json")
     example, samples = (_samples(network, count) for count in (2, 3))
     if to in _SINGLE_TENSOR and not isinstance(example, Tensor):
         fault = f"{to} is for networks with one input tensor; the inputs of this one are {form_of(example)}"

@@ -49,8 +49,8 @@ class TensorBoard(Observer):
         self._hyperparameters = dict(hyperparameters(event.job, event.plan.num_samples))
         self._prefixes = prefixes_of(event)
         old = event_files(event.folder)
-        repeated = {f"{prefix}/" for prefix in self._prefixes.values()} if event.repeats_evaluation else set()
-        kept = points_up_to(old, event.samples, _REPLACED, tuple(repeated))
+        repeated = tuple(f"{prefix}/" for prefix in self._prefixes.values()) if event.repeats_evaluation else ()
+        kept = points_up_to(old, event.samples, _REPLACED, repeated)
         try:
             self._writer = SummaryWriter(str(event.folder))
         except UnicodeEncodeError:

@@ -15,10 +15,6 @@ _MOST_KEYS = 8
 _SCHEDULE = ("schedule", "trigger", "gradient_noise", "optim.lr", "optim.momentum", "layout")
 """Keys in which a job and its twin differ."""
 _NO_EFFECT = ("name", "seed", "logging", "checkpoint", "checks", "layout.ranks", "layout.max_micro_batch", "evaluation")
-_OF_LOSS = frozenset(
-    f"task.{key}" for key in ("name", "class_weights", "pos_weights", "loss", "huber_delta", "standardize")
-)
-"""Keys that decide how the loss of an evaluation is computed; label smoothing is for training only."""
 _LOCATIONS = frozenset({"data.source", "data.root", "data.train", "data.test"})
 """Keys of `[data]` that do not change how the samples are used."""
 
@@ -47,8 +43,10 @@ def _confounds(first: RunFiles, second: RunFiles, metric: str) -> Iterator[str]:
     changed = changed_keys(first.job, second.job)
     if sizes[0] == sizes[1] and not {key for key in changed if key.startswith("data.")} - _LOCATIONS:
         yield from _other_data(first, second)
-    if metric.endswith("loss") and (of_loss := [key for key in changed if key in _OF_LOSS]):
-        yield f"the losses are not the same quantity: the jobs differ in {listed(of_loss)}"
+    # Label smoothing is for training only; all other keys of a task decide how the loss of an evaluation is computed.
+    of_loss = [key for key in changed if key.startswith("task.") and key != "task.label_smoothing"]
+    if metric in {"loss", "average_loss"} and of_loss:
+        yield f"the losses are not the same quantity: the jobs differ in {listed(of_loss, _MOST_KEYS, text=printable)}"
     others = [key for key in changed if not key.startswith(_SCHEDULE)]
     if len(others) > (len(others) == len(changed)):  # a single key is the subject of the comparison
         yield f"the jobs also differ in {listed(others, _MOST_KEYS, text=printable)}"

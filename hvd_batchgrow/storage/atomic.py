@@ -77,8 +77,8 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def is_stream(path: Path) -> bool:
-    """Return whether a path leads to a device or a pipe, such as /dev/stdout, or to a folder."""
-    return path.exists() and not path.is_file()
+    """Return whether a path leads to a device or a pipe, such as /dev/stdout."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _write(file: BinaryIO, content: bytes | Callable[[BinaryIO], None]) -> None:

@@ -83,3 +83,11 @@ def test_rounding_does_not_count(summary: Callable[..., Summary]) -> None:
     inputs = torch.from_numpy(INPUTS)
     test = torch_set(inputs)
     assert differences(summary(torch_set(inputs), test), summary(torch_set(inputs * (1 + 1e-6)), test)) == []
+
+
+def test_many_targets_are_compared_in_parts(summary: Callable[..., Summary], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hvd_batchgrow.data.sample_summary._PART_BYTES", 8 * 30)
+    test = ArrayDataset(INPUTS[:50], CLASSES[:50], "test")
+    ours, theirs = (summary(ArrayDataset(INPUTS, each, "train"), test) for each in (CLASSES, np.roll(CLASSES, 1)))
+    assert [len(found["the training targets"]) for found in (ours, theirs)] == [4, 4]
+    assert "the training targets" in differences(ours, theirs)
