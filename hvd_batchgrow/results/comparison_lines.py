@@ -20,7 +20,7 @@ def statistics(found: Comparison) -> Iterator[str]:
         yield f"two one-sided tests at ±{found.limit}: p = {equal.p:.2g}, 90 % interval {narrow}"
     if any(pair.samples for pair in found.pairs):
         yield (
-            "McNemar's p compares the two networks of a pair on each test sample. Two networks of one job with "
+            "McNemar's p compares the two networks of a pair on each test sample; two networks of one job with "
             "different seeds differ too, so a small p does not show that the jobs differ"
         )
 
