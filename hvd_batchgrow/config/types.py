@@ -13,6 +13,13 @@ def tuples(value: Any) -> Any:
     return tuple(map(tuples, value)) if isinstance(value, list) else value
 
 
+def numbers(value: Any) -> Any:
+    """Turn a list into a tuple, and say of a word in its place that numbers are expected."""
+    if isinstance(value, str) and not set(value) & set("0123456789"):
+        raise ValueError("must be a list of numbers")
+    return tuples(value)
+
+
 def matching(pattern: str, meaning: str) -> AfterValidator:
     """Return a validator that accepts the texts that match a pattern, and describes them in its error."""
 
@@ -43,7 +50,7 @@ Margin = Annotated[float, Field(gt=0, lt=1e9)]
 FiniteSeconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-FloatList = Annotated[tuple[PositiveFloat, ...], BeforeValidator(tuples)]
+FloatList = Annotated[tuple[PositiveFloat, ...], BeforeValidator(numbers)]
 
 
 class Section(BaseModel):

@@ -60,9 +60,15 @@ def _text(detail: ErrorDetails) -> str:
 
 
 def _as_list(detail: ErrorDetails) -> str:
-    """Return how a command line gives a list, for a text in place of one."""
+    """Return how a command line gives a list, for a text in place of one: numbers have no quotes."""
     given = detail["input"]
-    return f"; use '[\"{given}\"]'" if detail["type"] == "tuple_type" and isinstance(given, str) else ""
+    if detail["type"] != "tuple_type" or not isinstance(given, str):
+        return ""
+    items = [item.strip() for item in given.split(",")]
+    quote = (
+        "" if all(re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", item, re.IGNORECASE) for item in items) else '"'
+    )
+    return f"; use '[{', '.join(f'{quote}{item}{quote}' for item in items)}]'"
 
 
 def _nearest(detail: ErrorDetails) -> str:

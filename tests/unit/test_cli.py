@@ -192,6 +192,13 @@ def test_digest_refuses_a_folder_that_is_not_a_run(tmp_path: Path, capsys: pytes
             2,
             """must be a list, got 'obs:Bad'; use '["obs:Bad"]'""",
         ),
+        (["plan", "small.toml", "--data.class_names", "a, b"], 2, """must be a list, got 'a, b'; use '["a", "b"]'"""),
+        (["plan", "small.toml", "--model.channels", "16,32"], 2, "must be a list, got '16,32'; use '[16, 32]'"),
+        (
+            ["plan", "small.toml", "--task.class_weights", "balanced"],
+            2,
+            "task.class_weights: must be a list of numbers, got 'balanced'\n",
+        ),
         (["train", "small.toml", "--logging.observers", '["obs:Bad"]'], 2, "small: 1 fault\n  logging.observers[0]: "),
         (
             ["plan", "small.toml", "--cost", "small.toml"],
