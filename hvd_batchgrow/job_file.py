@@ -24,7 +24,7 @@ from hvd_batchgrow.nn.checks.model_keys import check_classifier, check_network, 
 from hvd_batchgrow.schedule.job_model import job_model
 from hvd_batchgrow.schedule.validation.key_checks import impossible_faults, key_faults
 from hvd_batchgrow.storage.toml_file import read_toml, read_value, tamed, value_text
-from hvd_batchgrow.tasks.task_keys import check_task_keys
+from hvd_batchgrow.tasks.task_keys import check_task_keys, check_weights
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -75,6 +75,7 @@ def parse_job(tree: Mapping[str, Any], source: str = "job") -> Job:
         raise JobError(_in_file_order(faults), source) from None
     faults += [*check_data(job.data), *check_targets(job.data, job.task.target)]
     faults += [*check_network(job.model), *check_reads(job), *check_classifier(job), *check_task_keys(job.task)]
+    faults += check_weights(job.task, job.data.num_classes)
     if faults:
         raise JobError(_in_file_order(faults), source)
     return job

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hvd_batchgrow.messages.errors import Fault, JobError
+from hvd_batchgrow.messages.wording import counted
 
 
 def weights_of(weights: Sequence[float] | None, count: int, key: str, what: str) -> Tensor | None:
@@ -19,5 +20,7 @@ def weights_of(weights: Sequence[float] | None, count: int, key: str, what: str)
     if weights is None:
         return None
     if len(weights) != count:
-        raise JobError([Fault(f"task.{key}", f"has {len(weights)} numbers, and the data has {count} {what}")])
+        raise JobError(
+            [Fault(f"task.{key}", f"has {counted(len(weights), 'number')}, and the data has {count} {what}")]
+        )
     return torch.tensor(weights)

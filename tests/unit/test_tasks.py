@@ -186,7 +186,7 @@ def test_keys_that_the_task_would_ignore_and_sources_without_its_targets_are_fau
         (
             2,
             {"name": "multi_label", "pos_weights": (1.0,)},
-            "task.pos_weights: has 1 numbers, and the data has 2 labels",
+            "task.pos_weights: has 1 number, and the data has 2 labels",
         ),
         (1, {"name": "regression", "standardize": True}, r"task.standardize: needs the source's schema\[\"target_mean"),
     ],
@@ -194,6 +194,13 @@ def test_keys_that_the_task_would_ignore_and_sources_without_its_targets_are_fau
 def test_keys_that_contradict_the_data_are_faults(num_outputs: int, keys: dict[str, Any], fault: str) -> None:
     with pytest.raises(JobError, match=fault):
         load_task(TaskSection(**keys), num_outputs, {})
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 2.0, 3.0, 4.0]])
+def test_weights_are_compared_with_the_number_of_classes_that_the_job_states(weights: list[float]) -> None:
+    small_job(task={"class_weights": weights})
+    with pytest.raises(JobError, match=rf"task.class_weights: has {len(weights)} numbers?, and data.num_classes = 3"):
+        small_job(task={"class_weights": weights}, data={"num_classes": 3})
 
 
 @pytest.mark.parametrize(
