@@ -16,7 +16,7 @@ from hvd_batchgrow.train.update.forward import autocast
 from hvd_batchgrow.train.update.micro_batches import read_micro_batches
 
 
-def reestimate(parts: TrainingParts, samples: int, micro_batch: int, ranks: Ranks) -> None:
+def reestimate(parts: TrainingParts, samples: int, micro_batch: int, ranks: Ranks) -> bool:
     """If the job sets `precise_bn_samples`, re-estimate the running statistics from that many of the last samples.
 
     In exact mode the statistics are summed without rounding, so that they are bit-identical in all layouts.
@@ -27,12 +27,15 @@ def reestimate(parts: TrainingParts, samples: int, micro_batch: int, ranks: Rank
         micro_batch: number of samples per forward pass, a multiple of γ.
         ranks: all of them call this.
 
+    Returns:
+        whether the job sets `precise_bn_samples`.
+
     Raises:
         ValueError: no sample has been seen, or the model has no ghost norm.
     """
     job, model, ghost_batch = parts.job, parts.model, parts.job.model.ghost_batch
     if job.model.precise_bn_samples is None:
-        return
+        return False
     recent = min(samples, -(-job.model.precise_bn_samples // ghost_batch) * ghost_batch)
     passes = micro_batches_of_rank(samples - recent, recent, ghost_batch, micro_batch, ranks.rank, ranks.size)
     update = (samples - recent) // ghost_batch, recent // ghost_batch, micro_batch // ghost_batch, ranks.size
@@ -49,6 +52,7 @@ def reestimate(parts: TrainingParts, samples: int, micro_batch: int, ranks: Rank
         *summed, all_counts = flat.split([*(total.numel() for total in sums), len(counts)])
         shaped = [part.view_as(total) for part, total in zip(summed, sums, strict=True)]
         set_running_statistics(model, [join(part) if exact else part for part in shaped], all_counts)
+    return True
 
 
 def _plain(statistics: Tensor) -> Tensor:

@@ -225,7 +225,10 @@ class ReplayCheck:
         occasion = Occasion(update.index, update.samples, update.global_batch, last, str(self._folder))
         text = describe(findings, locations, occasion)
         if self._ranks.rank == 0:
-            write_failure(self._folder, text, update.samples, last)
+            try:
+                write_failure(self._folder, text, update.samples, last)
+            except RunError as unwritten:
+                text = f"{text}\n  {unwritten}: a resume will not refuse those checkpoints"
         error = RunError(text)
         raise CollectiveError(error if self._ranks.rank == 0 else None, ExitCode.FAILURE)
 

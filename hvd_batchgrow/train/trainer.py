@@ -194,10 +194,8 @@ class Trainer:
         if may_grow and self._decide_if_due(before, evaluation, at_boundary=at_boundary):
             # In a replay, a change of the gain ends a phase of the plan, too.
             window, at_boundary = self._log(window, index, phase), state.samples in self.plan.milestones
-        if may_grow and at_boundary:
-            reestimate(self.parts, state.samples, micro_batch, self.team)
-            if self.job.model.precise_bn_samples is not None:
-                state.forget_evaluation()
+        if may_grow and at_boundary and reestimate(self.parts, state.samples, micro_batch, self.team):
+            state.forget_evaluation()
         state.unfinished = self._before_work = None
         self._save_if_due(before, must_save=stopped or at_boundary or pauses)
         return window
@@ -229,8 +227,9 @@ class Trainer:
             evidence = found
         before = self.plan.schedule.index_at(state.samples - 1)
         growth.end_round(self.plan, state.samples)
-        if self._look({}, evidence) is not None:
-            reestimate(self.parts, state.samples, self.plan.layouts[before].micro_batch, self.team)
+        micro_batch = self.plan.layouts[before].micro_batch
+        if self._look({}, evidence) is not None and reestimate(self.parts, state.samples, micro_batch, self.team):
+            state.forget_evaluation()
         self._save()  # also without a decision, so that the branches are compared once
         return False
 

@@ -140,6 +140,7 @@ def test_one_interrupt_saves_and_a_second_ends_at_once(folder: Path, form: str, 
     slow = write_program(
         folder,
         "slow",
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)",  # which `nohup … &` takes away
         *("from hvd_batchgrow.train.update.engine import UpdateEngine", "update = UpdateEngine.update"),
         "def slowly(self, *arguments, **options):",
         "    if self.ranks.rank == 0:",

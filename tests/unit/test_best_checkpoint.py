@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hvd_batchgrow.messages.errors import RunError
-from hvd_batchgrow.train.checkpoints.best import best_path, improved
+from hvd_batchgrow.train.checkpoints.best import best_path, improved, remove_superseded
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good, write_best, write_checkpoint
 from hvd_batchgrow.train.events import Evaluation
 from tests.training import bytes_of
@@ -110,3 +110,11 @@ def test_a_best_that_cannot_be_written_is_reported_with_its_path(tmp_path: Path)
 def test_a_record_of_the_best_that_is_not_one_is_refused(best: dict[str, Any]) -> None:
     with pytest.raises(RunError, match=r"best"):
         Checkpoint.from_bytes(bytes_of(replace(make(), best=best)))
+
+
+def test_a_superseded_best_that_is_already_gone_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [tmp_path / f"best-{samples:015d}.pt" for samples in (8, 16)]
+    names[1].touch()
+    monkeypatch.setattr(Path, "glob", lambda *_: iter(names))  # a listing that is older than a removal
+    remove_superseded(tmp_path, recorded(8, 16), [16])
+    assert list(tmp_path.iterdir()) == [names[1]]

@@ -16,6 +16,7 @@ import pytest
 
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.results.run_summary import find_runs
+from hvd_batchgrow.train.checkpoints.checkpoint import checkpoint_at
 from hvd_batchgrow.verification.digest import compare_weights, final_weights
 from tests.helpers import enter_with_job, measured_tree
 
@@ -105,3 +106,17 @@ def test_a_fork_and_an_overwrite_begin_without_branches(here: Path) -> None:
     assert main(["train", "job.toml", "--overwrite", "--max-updates", "2"]) == 75
     assert not (here / "branches").exists()
     assert (here / "branches.jsonl").read_text() == ""
+
+
+def test_the_checkpoint_of_a_decision_has_no_results_of_the_statistics_before_it(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HVD_BATCHGROW_CACHE", str(trained / "cache"))
+    monkeypatch.chdir(tmp_path)
+    for name in ("data", "job.toml"):
+        (tmp_path / name).symlink_to(trained / name)
+    # It evaluates at sample 304, grows there, and then re-estimates the running statistics.
+    assert main(["train", "job.toml", "--model.precise-bn-samples", "32", "--max-updates", "20"]) == 75
+    lines = map(json.loads, (RUN / "metrics.jsonl").read_text().splitlines())
+    assert [line["samples"] for line in lines if line["kind"] == "eval"] == [160, 304]
+    assert checkpoint_at(RUN / "checkpoints", 304).evaluation == {}

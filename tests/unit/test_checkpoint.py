@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.train.checkpoints import checkpoint as checkpoint_module
 from hvd_batchgrow.train.checkpoints.checkpoint import (
     FORMAT,
     Checkpoint,
@@ -20,6 +22,7 @@ from hvd_batchgrow.train.checkpoints.checkpoint import (
     newest_good,
     write_checkpoint,
 )
+from hvd_batchgrow.train.checkpoints.checkpoint_names import checkpoint_name
 from hvd_batchgrow.train.checkpoints.elastic_state import ElasticState
 from hvd_batchgrow.verification.tree_digest import tree_digest
 from tests.training import bytes_of
@@ -232,3 +235,17 @@ def test_an_elastic_restart_removes_no_checkpoint_of_a_phase_boundary(tmp_path: 
     assert [int(path.stem[8:]) for path in checkpoint_paths(folder)] == [10, 30, 40, 45]
     ElasticState(make(43)).write_if_newer(tmp_path)
     assert len(checkpoint_paths(folder)) == 4
+
+
+def test_an_old_checkpoint_that_is_already_gone_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, 8, 24)
+    # The listing of a folder on NFS may be older than a removal by another host.
+    monkeypatch.setattr(checkpoint_module, "saved_samples", lambda folder: [8, 16, 24, 32])
+    write(tmp_path, 32, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [checkpoint_name(24), checkpoint_name(32)]
+
+
+def test_the_page_on_checkpoints_gives_their_format() -> None:
+    page = (Path(__file__).parents[2] / "docs/checkpoints.md").read_text()
+    (stated,) = re.findall(r"`format` \| (\d+)", page.partition("### The file of a checkpoint")[2])
+    assert int(stated) == FORMAT

@@ -7,7 +7,7 @@ import json
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -286,3 +286,18 @@ def test_plan_json_has_the_ranks_of_the_job_file_after_a_decision(job: str, monk
         assert phases == {batch: 2 if batch // 8 % 3 else 3 for batch in phases}  # ghost batches of 8 in equal shares
         assert (phases[16], phases[96]) == (2, 3)
         assert shown["job_file"]["layout"]["grow_by"] == "ranks"
+
+
+class Joined(SingleRank):
+    """This rank has joined a run of which another rank has counted 5 updates."""
+
+    elastic = True
+
+    def all_gather(self, numbers: Sequence[int], name: str) -> torch.Tensor:
+        own = super().all_gather(numbers, name)
+        return torch.cat([own, torch.tensor([[5]])]) if name == "updates so far" else own
+
+
+def test_a_rank_that_joins_counts_the_updates_before_it_joined(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert train(monkeypatch, Joined(), job, "--max-updates", "7") == 75
+    assert read_consumed(Path("runs/small")).bounds.tolist() == [0, 16, 32]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 import torch
 
 from hvd_batchgrow.cli import main
@@ -18,7 +19,8 @@ from hvd_batchgrow.optim.build import build_optimizer
 from hvd_batchgrow.optim.eager import SGD, Adam, AdamW, EagerOptimizer
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_paths
 from hvd_batchgrow.train.checkpoints.compatibility import check_fits
-from tests.helpers import small_job
+from hvd_batchgrow.verification.digest import compare_weights, final_weights
+from tests.helpers import job_tree, small_job
 from tests.training import bytes_of
 from tests.unit.test_checkpoint import make
 
@@ -166,3 +168,19 @@ def test_a_run_with_a_parameter_that_no_loss_reaches_resumes_twice(kind: type[Ea
         check_fits(saved, model, optimizer, tmp_path)
         optimizer.load_state_dict(saved.optimizer)
     assert sorted(optimizer.state_dict()["state"]) == [0, 1]
+
+
+def test_a_checkpoint_of_another_torch_resumes(job: str) -> None:
+    Path(job).write_text(tomli_w.dumps(job_tree("data", optim={"name": "adamw", "lr": 1e-3})))
+    for name in ("whole", "small"):
+        assert main(["train", job, "--name", name, "--max-updates", "12"]) == 75
+    for path in checkpoint_paths(Path("runs/small/checkpoints")):
+        checkpoint = Checkpoint.from_bytes(path.read_bytes())
+        for group in checkpoint.optimizer["param_groups"]:
+            del group["decoupled_weight_decay"]  # torch 2.6 had no such key
+            group["of_a_later_torch"] = None
+        path.write_bytes(bytes_of(checkpoint))
+    for name in ("whole", "small"):
+        assert main(["train", job, "--name", name, "--resume", "auto"]) == 0
+    whole, resumed = (final_weights(Path("runs", name)) for name in ("whole", "small"))
+    assert compare_weights(whole, resumed) == "bit-identical"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -230,3 +231,25 @@ def test_overwrite_removes_what_a_killed_overwrite_left(stopped: Path) -> None:
     assert train("--overwrite", "--max-updates", "1") == 75
     assert not aside.exists()
     assert [path.name for path in checkpoint_paths(stopped / "checkpoints")] == ["samples-000000000000016.pt"]
+
+
+def test_a_resume_reports_other_packages_and_changed_code(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert train("--resume", "auto", "--max-updates", "1") == 75
+    error = capsys.readouterr().err
+    assert "changed since" not in error
+    assert "uncommitted changes" not in error
+    record = json.loads((stopped / "record.json").read_text())
+    last = record["attempts"][-1]
+    now = last["packages"]["numpy"]
+    last["packages"] |= {"numpy": "1.0", "timm": "0.1"}
+    last["user_git_diff"] = "+ print()"
+    last["python"] = "3.0"
+    (stopped / "record.json").write_text(json.dumps(record))
+    assert train("--resume", "auto", "--max-updates", "1") == 75
+    error = capsys.readouterr().err
+    assert f"changed since the last attempt: numpy was '1.0', is {now!r}" in error
+    assert "changed since the last attempt: timm was '0.1', is " in error
+    assert f"changed since the last attempt: Python was '3.0', is {platform.python_version()!r}" in error
+    assert error.count("changed since the last attempt") == 3
+    assert f"the git commit or uncommitted changes of {Path.cwd()} differ from those of the last attempt" in error

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from hvd_batchgrow.interrupt import uninterrupted
+from hvd_batchgrow.train.liveness.stop import StopRequest
 
 LISTENS = "import os, signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
 """First lines of a process that may ignore SIGINT, as these tests do under `nohup … &`."""
@@ -107,3 +108,16 @@ def test_uninterrupted_delays_an_interrupt() -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     assert done == ["started", "interrupted"]
+
+
+def test_a_stop_request_leaves_an_ignored_interrupt_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGINT)
+            assert not stop.stop_requested
+            signal.raise_signal(signal.SIGUSR2)
+            assert stop.stop_requested
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

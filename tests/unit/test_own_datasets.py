@@ -491,7 +491,8 @@ def test_no_worker_is_left_when_a_run_is_stopped(tmp_path: Path, number: int, co
     (tmp_path / "tests").symlink_to(Path(__file__).parents[1])
     text = (tmp_path / "job.toml").read_text().replace("epochs = 2.2", "epochs = 2000.0")
     (tmp_path / "job.toml").write_text(text)
-    command = [sys.executable, "-m", "hvd_batchgrow.cli", "train", "job.toml"]
+    # These tests may ignore SIGINT, as under `nohup … &`.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "hvd_batchgrow.cli", "train", "job.toml"]
     # Its own session: the signal reaches all its processes, as that of a terminal or of Slurm does.
     process = subprocess.Popen(
         command, cwd=tmp_path, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +15,10 @@ from hvd_batchgrow.cli import main
 from hvd_batchgrow.comm.ranks import CollectiveError, SingleRank
 from hvd_batchgrow.messages.errors import JobError, RunError
 from hvd_batchgrow.train.parts import TrainingParts
+from hvd_batchgrow.train.replay_check import ReplayCheck, _Update
 from hvd_batchgrow.train.replay_failure import refuse_suspect, write_failure
 from hvd_batchgrow.train.replay_verdict import Finding, Occasion, RankLocation, describe
+from hvd_batchgrow.train.train_state import ReplayTally
 from hvd_batchgrow.train.update.local_sums import WIDTH, LocalSums, sketch
 from tests.helpers import small_job, small_source
 
@@ -204,4 +207,16 @@ def test_train_refuses_to_resume_after_a_failed_check(job: str, capsys: pytest.C
     assert main(["train", job, "--resume", "auto"]) == 1
     assert "remove all checkpoints from runs/small/checkpoints" in capsys.readouterr().err
     assert main(["train", job, "--fork", "again"]) == 1
+    assert not Path("runs/again").exists()
     assert main(["train", job, "--overwrite"]) == 0
+
+
+def test_a_failed_check_is_reported_even_if_it_cannot_be_recorded(tmp_path: Path) -> None:
+    parts: Any = SimpleNamespace(device=torch.device("cpu"))
+    state: Any = SimpleNamespace(replays=ReplayTally())
+    check = ReplayCheck(parts, SingleRank(), state, tmp_path / "gone")
+    with pytest.raises(CollectiveError) as raised:
+        check._fail(_Update(16, 16, 16, 1), [finding((0, 0, 0), (True, False))])
+    assert "update 1, samples 16 … 31: the repetition for checks.replay_every gave another result" in str(raised.value)
+    path = tmp_path / "gone/failed_check.json"
+    assert f"{path} cannot be written: No such file or directory: a resume will not refuse" in str(raised.value)

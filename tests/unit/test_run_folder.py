@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -346,3 +347,19 @@ def test_an_installed_program_has_no_commit_even_inside_a_checkout_of_the_user(
     assert commit == git("rev-parse", "HEAD")
     assert diff is not None
     assert "+x = 2" in diff
+
+
+def test_a_folder_that_can_only_be_emptied_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    open_(run, small_job())
+    real = os.rmdir
+
+    def rmdir(path: Any, **options: Any) -> None:
+        # NFS keeps the name of a file that a process has open, so its folder cannot be removed.
+        if str(path).endswith(".run.removed"):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), path)
+        real(path, **options)
+
+    monkeypatch.setattr(os, "rmdir", rmdir)
+    open_(run, small_job(), overwrite=True)
+    assert len(json.loads((run / "record.json").read_text())["attempts"]) == 1

@@ -80,4 +80,4 @@ def remove_superseded(folder: Path, best: Mapping[str, Any], checkpoints: Sequen
     needed = still_needed(best["samples"], checkpoints)
     for path in folder.glob("best-*.pt"):
         if (found := _NAME.fullmatch(path.name)) and int(found[1]) <= checkpoints[-1] and int(found[1]) not in needed:
-            path.unlink()
+            path.unlink(missing_ok=True)

@@ -122,7 +122,7 @@ def _remove_old(folder: Path, newest: Checkpoint, keep: int, kept: set[int]) -> 
     older = [old for old in checkpoint_paths(folder) if _samples_of(old) <= newest.samples]
     for old in older[:-keep]:
         if _samples_of(old) not in kept:
-            old.unlink()
+            old.unlink(missing_ok=True)  # another client of the same NFS may have removed it
     remove_superseded(folder, newest.best, [_samples_of(path) for path in older[-keep:]])
 
 

@@ -19,6 +19,9 @@ from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
 from hvd_batchgrow.train.update.weight_average import averages_of
 
 _MOST_SHOWN = 10
+_GROUP_STATE = ("params", "lr", "momentum", "betas")
+"""Keys of a parameter group that a checkpoint restores. The others are the job's settings, or belong to a version of
+torch."""
 
 
 def check_fits(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, folder: Path) -> None:
@@ -82,11 +85,10 @@ def _optimizer_misfits(found: Mapping[str, Any], optimizer: Optimizer) -> Iterat
         yield "optimizer.param_groups: the sizes of the groups differ"
         return
     for k, (group, own) in enumerate(zip(groups, wanted, strict=True)):
-        for key in sorted({*group, *own}, key=str):
-            if not (key in group and key in own and _like(group[key], own[key])):
+        for key in (key for key in _GROUP_STATE if key in own):
+            if not (key in group and _like(group[key], own[key])):
                 theirs = type(group[key]).__name__ if key in group else "nothing"
-                ours = type(own[key]).__name__ if key in own else "nothing"
-                yield f"optimizer.param_groups.{k}.{key}: is {theirs}, must be {ours}"
+                yield f"optimizer.param_groups.{k}.{key}: is {theirs}, must be {type(own[key]).__name__}"
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     yield from _state_misfits(found["state"], [tuple(parameter.shape) for parameter in parameters])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_paths, write_checkpoint
 from hvd_batchgrow.train.events import UpdateDone
 
@@ -18,9 +19,16 @@ class ElasticState:
     last_update: UpdateDone | None = None
     """The update that led to that state: rank 0 may have been lost before it recorded it."""
     num_updates: int = 0
-    """Number of updates that this rank has taken part in, over all attempts."""
+    """Number of updates of the run over all attempts, from those of the ranks of the last one that began."""
     has_opened: bool = False
     """Whether an attempt has opened the run folder: the next one resumes the run, and removes nothing."""
+
+    def count_with(self, ranks: Ranks) -> None:
+        """At the start of an attempt, take the largest number of updates, because ranks that join have counted 0.
+
+        All ranks call it together.
+        """
+        self.num_updates = int(ranks.all_gather([self.num_updates], "updates so far").max())
 
     def write_if_newer(self, folder: Path) -> None:
         """Write the state as a checkpoint unless the run has one as new; only rank 0 calls it.

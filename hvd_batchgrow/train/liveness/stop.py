@@ -28,7 +28,8 @@ class StopRequest:
     """While entered, SIGTERM, SIGUSR2 and a first SIGINT request a stop; SIGINT after one of them ends the process.
 
     That works even while the process waits for other ranks in a call that lets no signal handler run, because a
-    thread receives the signals. SIGUSR1 is not handled, because NCCL may use it.
+    thread receives the signals. If the process ignores SIGINT, for instance because of `nohup … &`, it still does.
+    SIGUSR1 is not handled, because NCCL may use it.
 
     Args:
         connecting: while it is True, SIGTERM ends the process at once. Set it to False when the ranks are connected. A
@@ -45,7 +46,8 @@ class StopRequest:
         self._thread = threading.Thread(target=self._listen, args=(read_end,), name="interrupts", daemon=True)
         self._thread.start()
         self._wakeup_before = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
-        self._before = {number: signal.signal(number, self._request) for number in _SIGNALS}
+        kept = [number for number in _SIGNALS if (number, signal.getsignal(number)) != (signal.SIGINT, signal.SIG_IGN)]
+        self._before = {number: signal.signal(number, self._request) for number in kept}
         return self
 
     def __exit__(

@@ -82,6 +82,29 @@ def _on_record(path: Path, made: tuple[Decision, ...], known: Record, notes: lis
     return known
 
 
+def drop_decisions(folder: Path, after: int) -> int:
+    """Remove the decisions after a sample counter from the record of a run that makes its own, on rank 0.
+
+    The record stays, even if it is empty: without it, the run would follow the decisions of its checkpoint, which may
+    be ahead of the checkpoint. A damaged record is not changed, because the run does not follow it.
+
+    Returns:
+        the number of removed decisions.
+
+    Raises:
+        RunError: the record cannot be written.
+    """
+    try:
+        source, decisions = read_decisions(folder / _FILE) if (folder / _FILE).exists() else (None, ())
+    except JobError:
+        return 0
+    kept = [decision for decision in decisions if decision.samples <= after]
+    if source is not None or len(kept) == len(decisions):
+        return 0
+    write_decisions(folder, source, kept)
+    return len(decisions) - len(kept)
+
+
 def write_decisions(folder: Path, source: str | None, decisions: Iterable[Decision]) -> None:
     """Replace the record; it is on disk when this returns.
 

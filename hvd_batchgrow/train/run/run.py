@@ -100,6 +100,8 @@ def run_job(
         CollectiveError: the job cannot be planned, or its data, packages or run folder cannot be used.
         RunError: a checkpoint could not be written.
     """
+    if elastic is not None and ranks.elastic:
+        elastic.count_with(ranks)
     loaded = ranks.run_on_all(load)
     job = loaded.model_copy(update={"name": options.fork}) if options.fork else loaded
     plan, shown = ranks.run_on_all(lambda: plan_for_ranks(job, ranks, options.phases, options.replay))

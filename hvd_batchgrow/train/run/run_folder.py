@@ -21,7 +21,8 @@ from hvd_batchgrow.comm.hardware import Hardware
 from hvd_batchgrow.comm.ranks import Ranks, RanksLost
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.data.datasets.fingerprint import data_changes
-from hvd_batchgrow.messages.errors import RunError, unwritable
+from hvd_batchgrow.job_file import load_job
+from hvd_batchgrow.messages.errors import JobError, RunError, unwritable
 from hvd_batchgrow.messages.wording import listed, shown
 from hvd_batchgrow.nn.ghost.ghost_choice import kernels_for_cpu
 from hvd_batchgrow.results.run_files import load_record, read_attempts, read_record
@@ -98,20 +99,25 @@ def open_run(
     def check_on_data(checkpoint: Checkpoint) -> None:
         notes.extend(_check_data(origin.run if origin else folder, schema or {}, is_fork=origin is not None))
         check(checkpoint)
+        suspect = origin.run if origin else folder
+        notes.extend(refuse_suspect(suspect, checkpoint.samples, is_fork=origin is not None))
 
     def prepare() -> Checkpoint | None:
         try:
+            attempt = _record(ranks, hardware)
             if origin is not None:
                 checkpoint: Checkpoint | None = fork_run(origin, folder, plan, records, check_on_data, notes)
             elif (checkpoint := _prepare_folder(folder, notes, resume=resume, overwrite=overwrite)) is not None:
                 _refuse_other_job(folder, checkpoint, plan)
                 check_on_data(checkpoint)
-                notes.extend(_allowed_changes(folder, job, ranks, hardware))
-            refuse_suspect(origin.run if origin else folder, checkpoint.samples if checkpoint else None)
+                notes.extend(_allowed_changes(folder, job, attempt))
+            else:
+                notes.extend(refuse_suspect(folder, None))
+                notes.extend(_drop_other_decisions(folder, plan))
             kept = {"data": schema, "pretrained": pretrained}
             start: dict[str, Any] = {"start_samples": checkpoint.samples if checkpoint else 0}
             start |= {"agents": list(agents)} if agents else {}
-            _write_records(folder, records, _record(ranks, hardware) | start, notes, kept)
+            _write_records(folder, records, attempt | start, notes, kept)
             state.has_opened = True  # here too, because ranks may be lost before all of them have agreed
         except OSError as error:
             raise unwritable(error.filename or folder, error) from None
@@ -174,10 +180,19 @@ def _prepare_folder(folder: Path, notes: list[str], *, resume: bool, overwrite: 
         state = "holds no run yet" if folder.exists() else "does not exist yet"
         notes.append(f"{folder} {state}: the run starts from the beginning")
     elif is_run and not overwrite and checkpoint is None:
+        _refuse_empty_fork(folder)
         notes.append(f"{checkpoints} holds no checkpoint yet: the run starts from the beginning")
     checkpoints.mkdir(parents=True, exist_ok=True)
     remove_unfinished(checkpoints)
     return checkpoint
+
+
+def _refuse_empty_fork(folder: Path) -> None:
+    """Raise RunError if a run that holds no checkpoint is a fork: its initial weights were those of a checkpoint."""
+    origin = read_record(folder / "record.json", []).get("forked_from")
+    if isinstance(origin, dict):
+        fault = f"is a fork of {origin.get('run')} at sample {origin.get('samples')} and holds no checkpoint"
+        raise RunError(f"{folder} {fault}: remove the folder, and repeat the command that made it")
 
 
 def _is_ours(folder: Path) -> bool:
@@ -191,7 +206,7 @@ def _remove(folder: Path) -> None:
     aside = folder.with_name(f".{folder.name}.removed")
     shutil.rmtree(aside, ignore_errors=True)
     folder.rename(aside)
-    shutil.rmtree(aside)
+    shutil.rmtree(aside, ignore_errors=True)  # the next removal finds what is left
 
 
 def _refuse_other_job(folder: Path, checkpoint: Checkpoint, plan: Plan) -> None:
@@ -208,21 +223,40 @@ def _refuse_other_job(folder: Path, checkpoint: Checkpoint, plan: Plan) -> None:
         raise RunError(f"{folder} cannot be resumed from sample {checkpoint.samples:,}, {fault}")
 
 
-def _allowed_changes(folder: Path, job: Job, ranks: Ranks, hardware: Hardware) -> list[str]:
-    """Return notes on what has changed since the last attempt without affecting the weights beyond rounding."""
+def _drop_other_decisions(folder: Path, plan: Plan) -> list[str]:
+    """Before a run starts from the beginning, remove the decisions that another job has made; return notes on them."""
+    path = folder / "decisions.jsonl"
+    if not path.exists():
+        return []
+    try:
+        before = plan.job.completed(load_job(folder / "job.toml").deciding(plan.num_samples))
+    except JobError:
+        before = {}
+    if not (changed := changes(before, plan.job.deciding(plan.num_samples))):
+        return []
+    path.unlink()
+    return [f"removed {path}: these settings have changed since its decisions: {', '.join(changed)}"]
+
+
+def _allowed_changes(folder: Path, job: Job, attempt: Mapping[str, Any]) -> list[str]:
+    """Return notes on what differs between the last attempt and this one without being a setting of the weights."""
     try:
         before = tomllib.loads(read_regular(folder / "job.toml").decode())
         last = read_attempts(folder / "record.json")[-1]
     except (OSError, ValueError, IndexError):
         return []  # a damaged record is reported elsewhere; the record of a fork has no attempt yet
-    was = {"ranks": last.get("ranks"), "ghost norms on a CPU": last.get("ghost_norm_on_cpu", "PyTorch")}
-    now = {"ranks": ranks.size, "ghost norms on a CPU": kernels_for_cpu()}
+    last = {"ghost_norm_on_cpu": "PyTorch", **last}
+    was, now = ({what: values.get(key) for key, what in _COMPARED.items()} for values in (last, attempt))
+    recorded = [key for key in ("packages", "arithmetic") if isinstance(last.get(key), dict)]
+    libraries = {key: changes(last[key], attempt[key]) for key in recorded}
+    changed_arithmetic = libraries.get("arithmetic", {})
     changed = changes(_flat(before), _flat(_tree(job))) | changes(was, now)
-    recorded = last.get("arithmetic")
-    settings = arithmetic(on_gpu=hardware.is_cuda)
-    changed_arithmetic = changes(recorded, settings) if isinstance(recorded, dict) else {}
-    changed |= changed_arithmetic
+    changed |= libraries.get("packages", {}) | changed_arithmetic
     notes = [f"changed since the last attempt: {key} was {was!r}, is {now!r}" for key, (was, now) in changed.items()]
+    folders = {str(Path(__file__).parents[2]): "git", attempt["working_directory"]: "user_git"}
+    parts = {place: (f"{name}_commit", f"{name}_diff") for place, name in folders.items()}
+    if places := [place for place in parts if any(last.get(key, attempt[key]) != attempt[key] for key in parts[place])]:
+        notes.append(f"the git commit or uncommitted changes of {listed(places)} differ from those of the last attempt")
     was_exact = before.get("layout", {}).get("exact", False)
     changed_kernels = {*changed_arithmetic, *(_CHANGE_KERNELS & changed.keys())}
     if (was_exact or job.layout.exact) and changed_kernels:
@@ -231,6 +265,8 @@ def _allowed_changes(folder: Path, job: Job, ranks: Ranks, hardware: Hardware) -
     return notes
 
 
+_COMPARED = {"ranks": "ranks", "ghost_norm_on_cpu": "ghost norms on a CPU", "python": "Python"}
+"""Keys of an attempt's record to compare with those of the last one, and their names in messages."""
 _CHANGE_KERNELS = {"data.channels_last", "layout.compile", "layout.exact"}
 """Keys that a resume may change and that select different kernels."""
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
 from types import TracebackType
 
 from hvd_batchgrow.config.source_specs import ReportProgress
-from hvd_batchgrow.messages.errors import RunError, unwritable
+from hvd_batchgrow.messages.errors import ExitCode, RunError, reason_of, unwritable
 from hvd_batchgrow.results.run_summary import lock_path
 from hvd_batchgrow.storage.file_lock import locked
 from hvd_batchgrow.storage.regular_files import read_regular
@@ -21,6 +23,10 @@ BEAT_S = 5.0
 NUM_BEATS = 4
 """A holder on another machine counts as dead if its mark does not change for this number of intervals."""
 _POLL_S = 0.5
+
+
+_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
+"""Errors of flock on a file system without locks."""
 
 
 class _TakenError(RunError):
@@ -33,7 +39,8 @@ class RunLock:
     The lock file is next to the folder, because the folder may be removed and created again. NFS shares the kernel's
     locks between hosts, but some file systems do not. So the holder also writes a mark into the lock file, and updates
     it regularly. A process that gets the lock but finds the mark of a process on another machine first watches the mark
-    for changes. No clocks are compared.
+    for changes. No clocks are compared. A holder that was suspended for so long that another process has taken the lock
+    finds that process's mark, and ends.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -75,6 +82,11 @@ class RunLock:
         except BlockingIOError:
             raise self._taken(self._path.read_text()) from None
         except OSError as error:
+            if error.errno in _NO_LOCKS:
+                raise RunError(
+                    f"{self._path.parent} has no file locks ({reason_of(error)}), so two jobs could write to one run: "
+                    "choose another folder (--runs-dir), or mount it with locks (NFS: without nolock; Lustre: flock)"
+                ) from None
             raise unwritable(error.filename or self._path, error) from None
         self._beats = threading.Thread(target=self._beat, name="run lock", daemon=True)
         self._beats.start()
@@ -97,7 +109,7 @@ class RunLock:
 
     def _mark(self, beat: int) -> None:
         assert self._descriptor is not None
-        mark = f"process {os.getpid()} on {socket.gethostname()}\nmachine {_boot_id()} beat {beat}\n".encode()
+        mark = f"{_own_name()} beat {beat}\n".encode()
         # Overwrite before truncating, so that a concurrent reader always finds a name.
         os.pwrite(self._descriptor, mark, 0)
         os.ftruncate(self._descriptor, len(mark))
@@ -109,7 +121,21 @@ class RunLock:
             beat += 1
             # The run itself reports errors such as a full disk.
             with contextlib.suppress(OSError):
+                self._end_if_taken()
                 self._mark(beat)
+
+    def _end_if_taken(self) -> None:
+        """End this process at once if another one has taken the lock: both would write the same files."""
+        if not self._is_held():
+            holder = self._path.read_text(errors="replace").partition("\n")[0] or "a job that has ended since"
+            fault = f"this process was suspended, and the run was taken over by {holder}: ended at once"
+            print(f"{self.folder}: {fault}", file=sys.stderr, flush=True)
+            os._exit(ExitCode.FAILURE)
+
+    def _is_held(self) -> bool:
+        """Return whether the mark is this process's: an earlier one may still be in the cache of a network."""
+        assert self._descriptor is not None
+        return os.pread(self._descriptor, 4096, 0).startswith(_own_name().encode())
 
     def __enter__(self) -> RunLock:
         return self
@@ -121,8 +147,14 @@ class RunLock:
             self._left.set()
             self._beats.join()
             with contextlib.suppress(OSError):
-                os.ftruncate(self._descriptor, 0)  # released: the next process need not wait
+                if self._is_held():
+                    os.ftruncate(self._descriptor, 0)  # released: the next process need not wait
         self._held.close()
+
+
+def _own_name() -> str:
+    """Return the beginning of each mark of this process."""
+    return f"process {os.getpid()} on {socket.gethostname()}\nmachine {_boot_id()}"
 
 
 def _boot_id() -> str:
