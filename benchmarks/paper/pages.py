@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from benchmarks.paper.figures import svg_files
 from benchmarks.paper.studies.study import QUIET, Table
 from benchmarks.paper.tables import Runs, markdown, runs_of
 from benchmarks.paper.training import ROOT
 from hvd_batchgrow.messages.wording import counted
-from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.storage.atomic import write_atomically
 
 
@@ -45,23 +45,24 @@ def _origin(table: Table, runs: Runs, docs: Path) -> Iterator[str]:
     if table.margin is None:
         return
     yield "\n<details><summary>Jobs, machine and commit</summary>\n"
-    for name, arm in table.rows.items():
+    rows = {name: list(found.values()) for name in table.rows if (found := runs_of(table, name, runs))}
+    for name in rows:
+        arm = table.rows[name]
         changes = {key: value for key, value in {**table.study.changes, **arm.changes}.items() if key not in QUIET}
         said = " with " + ", ".join(f"`{key} = {value}`" for key, value in changes.items()) if changes else ""
         twin = "the twin of " if name != arm.name else ""
         yield f"- `{name}`: {twin}[{arm.job}]({os.path.relpath(ROOT / arm.job, docs)}){said}"
-    found = [run for name in table.rows for run in runs_of(table, name, runs).values()]
-    yield from (f"- {said}" for said in dict.fromkeys(_machine(run) for run in found))
+    attempts = [attempt for found in rows.values() for run in found for attempt in run.attempts]
+    yield from (f"- {said}" for said in dict.fromkeys(map(_machine, attempts)))
     yield "\n</details>"
 
 
-def _machine(run: RunFiles) -> str:
-    """Return where and from which commit a run was trained."""
-    last = run.attempts[-1]
-    packages, commit = last["packages"], str(last["git_commit"])[:7]
-    changed = ", with changes" if last.get("git_diff") else ""
+def _machine(attempt: Mapping[str, Any]) -> str:
+    """Return where and from which commit an invocation trained."""
+    packages, commit = attempt["packages"], str(attempt["git_commit"])[:7]
+    changed = ", with changes" if attempt.get("git_diff") else ""
     return (
-        f"{last['hardware']['device']}; {counted(last['ranks'], 'rank')}, Python {last['python']}, "
+        f"{attempt['hardware']['device']}; {counted(attempt['ranks'], 'rank')}, Python {attempt['python']}, "
         f"torch {packages['torch']}; commit {commit}{changed}"
     )
 

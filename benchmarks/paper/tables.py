@@ -11,9 +11,9 @@ from benchmarks.paper.kept_files import ENDING, unpack
 from benchmarks.paper.studies.study import Arm, Study, Table
 from benchmarks.paper.training import ROOT
 from hvd_batchgrow.job_file import load_job
-from hvd_batchgrow.results.account import account_of
 from hvd_batchgrow.results.comparison import final_result
 from hvd_batchgrow.results.confounds import changed_keys
+from hvd_batchgrow.results.run_cost import RunCost
 from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.results.statistics import PairedDifference, equivalence, paired_difference
 from hvd_batchgrow.storage.toml_file import read_value
@@ -81,7 +81,7 @@ def markdown(table: Table, runs: Runs) -> str:
                 "" if name == reference else _difference(table, name, reference, runs),
             ]
             if table.with_seconds:
-                cells.append(f"{statistics.median(account_of(run).training_s for run in found.values()):.0f}")
+                cells.append(f"{statistics.median(RunCost.of(run).seconds for run in found.values()):.0f}")
             if table.with_twins:
                 cells += _twin_cells(table, arm, runs) if arm.has_twin and name == arm.name else [""] * 3
             lines.append(f"| {' | '.join(cells)} |")
@@ -104,7 +104,8 @@ def _updates(table: Table, found: Mapping[int, RunFiles], reference: Mapping[int
 
 
 def _mean_updates(found: Mapping[int, RunFiles]) -> float:
-    return statistics.fmean(run.updates for run in found.values())
+    """Return the mean updates of runs, with those of the branches that a trigger has trained."""
+    return RunCost.mean(list(found.values())).updates
 
 
 def _mean(table: Table, found: Mapping[int, RunFiles]) -> str:

@@ -19,10 +19,11 @@ from hvd_batchgrow.data.tensor_tree import Tree, form_of, map_tensors, tensors_i
 from hvd_batchgrow.deployment.plain_network import to_plain
 from hvd_batchgrow.deployment.trained_network import TrainedNetwork
 from hvd_batchgrow.messages.errors import RunError, describe_error, unwritable
+from hvd_batchgrow.messages.wording import listed
 from hvd_batchgrow.nn.parameters import input_type, network_inputs
 from hvd_batchgrow.results.records import NOT_METRICS
 from hvd_batchgrow.storage.atomic import write_atomically
-from hvd_batchgrow.storage.json_lines import read_json_lines
+from hvd_batchgrow.storage.json_lines import scan_json_lines
 from hvd_batchgrow.storage.strict_json import dump_json
 
 Format = Literal["safetensors", "onnx", "torchscript", "exported_program", "state_dict"]
@@ -64,7 +65,7 @@ def export(network: TrainedNetwork, to: Format, output: Path) -> tuple[Path, lis
         with torch.no_grad():
             _check(expected, program(samples), f"the exported program ({to})")
     card = output.with_name(f"{output.name}.json")
-    text = dump_json(_card(network, to, output, content, example), indent=2) + "\n"
+    text = dump_json(_card(network, to, output, content, example, notes), indent=2) + "\n"
     for path, data in ((output, content), (card, text.encode())):
         try:
             write_atomically(path, data)
@@ -205,7 +206,9 @@ def _need(module: str, packages: str) -> Any:
 # --- the card ----------------------------------------------------------------------------------
 
 
-def _card(network: TrainedNetwork, to: Format, output: Path, content: bytes, example: Tree) -> dict[str, Any]:
+def _card(
+    network: TrainedNetwork, to: Format, output: Path, content: bytes, example: Tree, notes: list[str]
+) -> dict[str, Any]:
     """Return what users of the file need, as plain values. The type of several input tensors is None."""
     description = network.description.model_dump(mode="json")
     description.pop("format")
@@ -218,21 +221,31 @@ def _card(network: TrainedNetwork, to: Format, output: Path, content: bytes, exa
         "weights": "average" if network.is_average else "last",
         "weights_sha256": network.digest,
         "samples": network.checkpoint.samples,
-        "metrics": _metrics(network),
+        "metrics": _metrics(network, notes),
         **description,
     }
 
 
-def _metrics(network: TrainedNetwork) -> dict[str, Any]:
-    """Return the evaluations of these weights, such as `test_top1`; empty if they were not evaluated."""
+def _metrics(network: TrainedNetwork, notes: list[str]) -> dict[str, Any]:
+    """Return the evaluations of these weights, such as `test_top1`; empty if they were not evaluated.
+
+    Damaged lines are skipped, with a note.
+    """
     samples, prefix = network.checkpoint.samples, "average_" if network.is_average else ""
     if network.checkpoint.evaluation.get("samples") != samples:  # the weights may have been restored after it
         return {}
     metrics: dict[str, Any] = {}
-    for line in read_json_lines(network.run / "metrics.jsonl"):
-        if line.get("kind") == "eval" and line["samples"] == samples:
+    path, damaged = network.run / "metrics.jsonl", list[int]()
+    for number, line in scan_json_lines(path):
+        if line is None:
+            damaged.append(number)
+        elif line.get("kind") == "eval" and line["samples"] == samples:
             names = [name for name in line if f"average_{name}" in line] if prefix else _result_names(line)
             metrics |= {f"{line.get('dataset', 'test')}_{name}": line[f"{prefix}{name}"] for name in names}
+    if damaged:
+        what = f"line {damaged[0]} is" if len(damaged) == 1 else f"lines {listed(damaged)} are"
+        was = "was" if len(damaged) == 1 else "were"
+        notes.append(f"{path} is damaged: {what} not JSON and {was} skipped, so metrics may be missing from the card")
     return metrics
 
 

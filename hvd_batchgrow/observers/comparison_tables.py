@@ -11,7 +11,7 @@ from hvd_batchgrow.messages.wording import metric_name, short_time
 from hvd_batchgrow.observers.console import PlainConsole
 from hvd_batchgrow.observers.console_tables import number_table, print_table, remove_column
 from hvd_batchgrow.results.comparison import Comparison, Pair
-from hvd_batchgrow.results.comparison_lines import arm_costs, curve_lines, statistics
+from hvd_batchgrow.results.comparison_lines import arm_costs, branch_lines, curve_lines, statistics
 
 _SAMPLE_COLUMNS = ("only\nfirst right", "only\nsecond right", "McNemar's\np")
 
@@ -30,6 +30,8 @@ def print_comparison(console: PlainConsole, found: Comparison, *, with_costs: bo
         print_table(console, pair_table(found), _SAMPLE_COLUMNS[:2])
     if found.pairs and with_costs:
         print_table(console, arm_cost_table(found))
+        for line in branch_lines(found):
+            console.print(line, soft_wrap=True)
     for line in [*statistics(found), *curve_lines(found), *_cautions(found)]:
         console.print(line, soft_wrap=True)
     console.print(f"verdict: {found.verdict()}", soft_wrap=True)

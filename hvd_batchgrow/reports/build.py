@@ -124,9 +124,12 @@ def _pairs(
 
 
 def _raised_blocks(runs: Sequence[ReportedRun], clock: Clock) -> list[Block]:
-    """Return a table and figures of the runs with the optimizer and data of runs that start at a raised value."""
+    """Return a table and figures of the runs with the optimizer and data of runs that start at a raised value.
+
+    A fork does not start at the values of its plan, so it has no place there.
+    """
     groups: dict[tuple[str, str], list[ReportedRun]] = {}
-    for run in runs:
+    for run in (run for run in runs if run.files.forked_from is None):
         groups.setdefault((_name(run, "optim", "name"), _name(run, "data", "source")), []).append(run)
     blocks: list[Block] = []
     for group in groups.values():

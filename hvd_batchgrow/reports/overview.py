@@ -12,7 +12,7 @@ from hvd_batchgrow.reports import text
 from hvd_batchgrow.reports.document import Column, Paragraph, Section, Table, with_values
 from hvd_batchgrow.reports.runs import ReportedRun
 from hvd_batchgrow.results.comparison import Comparison, compare_runs
-from hvd_batchgrow.results.comparison_lines import arm_costs, curve_lines, statistics
+from hvd_batchgrow.results.comparison_lines import arm_costs, branch_lines, curve_lines, statistics
 from hvd_batchgrow.results.confounds import leaves
 from hvd_batchgrow.results.run_cost import RunCost
 
@@ -33,7 +33,7 @@ def verdict_section(comparisons: Sequence[Comparison], reason: str, faults: Sequ
     for found in comparisons:
         names = f"{text.clean(found.first.name, 80)} and {text.clean(found.second.name, 80)}"
         blocks.append(Paragraph(text.clean(f"{names}: {found.verdict()}.", 1000), "verdict"))
-        lines = [*statistics(found), *curve_lines(found)]
+        lines = [*branch_lines(found), *statistics(found), *curve_lines(found)]
         blocks += [Paragraph(text.clean(f"{line[0].upper()}{line[1:]}.", 1000)) for line in lines]
         blocks += [Paragraph(text.clean(f"Confounded: {line}.", 1000), "warning") for line in found.confounds]
         blocks += [Paragraph(text.clean(f"Note: {line}.", 1000)) for line in found.notes if line not in faults]
@@ -125,6 +125,7 @@ def runs_section(runs: Sequence[ReportedRun], price: float | None) -> Section:
         Column("seed", "seed", str, is_number=True),
         Column("updates", "updates", text.integer, is_number=True),
         Column("planned_updates", "planned", text.integer, is_number=True),
+        Column("branch_updates", "updates of branches", text.integer, is_number=True),
         Column("samples", "samples", text.integer, is_number=True),
         Column("epochs", "epochs", text.number, is_number=True),
         Column("seconds", "time", text.seconds, is_number=True),
@@ -143,11 +144,14 @@ def runs_section(runs: Sequence[ReportedRun], price: float | None) -> Section:
             f"printed by hvd-batchgrow show RUN --price {price:g}."
         )
     rows = [_run_row(run, price) for run in runs]
+    if any(row["branch_updates"] for row in rows):
+        notes.append("Time, rank-hours and cost include the pauses in which a trigger trained branches.")
     return Section("Runs", (Table("runs", with_values(columns, rows), rows), Paragraph(" ".join(notes))))
 
 
 def _run_row(run: ReportedRun, price: float | None) -> Mapping[str, Any]:
-    summary, rank_hours = run.summary, RunCost.of(run.files).rank_hours
+    summary, spent = run.summary, RunCost.of(run.files)
+    rank_hours = spent.rank_hours
     what = "accuracy" if summary.metric == "top1" else text.clean(summary.metric, 40)
     return {
         "run": run.label,
@@ -156,9 +160,10 @@ def _run_row(run: ReportedRun, price: float | None) -> Mapping[str, Any]:
         "seed": run.files.seed,
         "updates": summary.updates,
         "planned_updates": summary.num_updates,
+        "branch_updates": spent.branch_updates or None,
         "samples": summary.samples,
         "epochs": summary.epoch,
-        "seconds": summary.training_s,
+        "seconds": spent.seconds,
         "rank_hours": rank_hours,
         "cost": None if price is None or rank_hours is None else price * rank_hours,
         "metric": f"{text.clean(summary.last_dataset, 20)} {what}" if summary.last_dataset else what,

@@ -21,6 +21,7 @@ from hvd_batchgrow.results.run_summary import RunSummary, read_runs, summarize
 NUM_COLORS, NUM_DASHES = 8, 4
 BATCH_DASH = NUM_DASHES
 """Dashes of the batch of a run, beside its noise scale: those of no run."""
+_SETTINGS = ("global_batch", "lr", "momentum", "ranks", "accumulation")
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,13 @@ class ReportedRun:
             return np.full(len(samples), np.nan)
         found = np.interp(samples, np.append(0.0, at[known]), np.append(0.0, updates[known]))
         return np.asarray(found)
+
+    def settings(self, row: int) -> Mapping[str, float]:
+        """Return batch, learning rate, momentum, ranks and accumulation of a training record, as far as it has them."""
+        if not 0 <= row < len(self.files.column("samples")):
+            return {}
+        values = {name: float(self.files.column(name)[row]) for name in _SETTINGS}
+        return {name: value for name, value in values.items() if np.isfinite(value)}
 
     def evaluated(self, name: str, dataset: str) -> tuple[Floats, Floats, Floats]:
         """Return samples, updates and values of the evaluations of a set that have a value of this name."""

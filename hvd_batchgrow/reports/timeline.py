@@ -58,6 +58,7 @@ def _events(run: ReportedRun, order: OrderRecord) -> list[_Event]:
     for event in _invocations(run):
         last = max(last, event.samples or 0.0)
         keyed.append((last, 0, event))
+    keyed += [(event.samples or 0.0, -1, event) for event in _forked(run)]
     keyed += [(event.samples or 0.0, 1, event) for event in found]
     keyed.append((float("inf"), 2, _end(run)))
     return [event for *_, event in sorted(keyed, key=lambda entry: entry[:2])]
@@ -80,17 +81,49 @@ def _time(started: Any) -> str:
     return re.sub(r"^(\d{4}-\d\d-\d\d)T([\d:]{8})", r"\1 \2 ", text.clean(started or "", 40))
 
 
+def _forked(run: ReportedRun) -> Iterator[_Event]:
+    if origin := run.files.forked_from:
+        yield _Event(origin.samples, "forked", f"continues {origin.name}; {origin.changes() or 'the same job'}")
+
+
 def _transitions(run: ReportedRun) -> Iterator[_Event]:
     decided = {line["samples"] for line in run.files.decisions}
-    for samples, changes in _planned_changes(run).items():
-        if samples <= run.files.samples and samples not in decided:
+    for samples, changes in _changes_by_sample(run).items():
+        if changes and samples <= run.files.samples and samples not in decided:
             yield _Event(samples, "transition", changes)
 
 
-def _planned_changes(run: ReportedRun) -> dict[int, str]:
-    """Return what the plan changes at the start of each phase after the first, by sample counter."""
+def _changes_by_sample(run: ReportedRun) -> dict[int, str]:
+    """Return what changes at the start of each phase after the first.
+
+    Up to the checkpoint of a fork, the phases are those of the records, since they had another plan.
+    """
     phases = [phase for phase in run.phases if phase["num_updates"] and not phase.get("continues_phase")]
-    return {phase["start_samples"]: _changes(before, phase) for before, phase in pairwise(phases)}
+    found = _recorded_changes(run, run.files.forked_from.samples) if run.files.forked_from else {}
+    starts = run.files.column("samples") - run.files.record_samples
+    for before, phase in pairwise(phases):
+        samples = phase["start_samples"]
+        if run.files.forked_from is None or samples > run.files.forked_from.samples:
+            row = int(np.searchsorted(starts, samples))
+            found[samples] = _changes({**before, **_layout(run, row - 1)}, {**phase, **_layout(run, row)})
+    return found
+
+
+def _layout(run: ReportedRun, row: int) -> dict[str, float]:
+    """Return ranks and accumulation of a training record: those of the plan are the last invocation's."""
+    return {key: value for key, value in run.settings(row).items() if key in {"ranks", "accumulation"}}
+
+
+def _recorded_changes(run: ReportedRun, last: int) -> dict[int, str]:
+    """Return what changes between training records of different phases, up to a sample counter and at it."""
+    continued = {phase["start_samples"] for phase in run.phases if phase.get("continues_phase")}
+    ends, phase = run.files.column("samples"), run.files.column("phase")
+    rows = np.flatnonzero((np.diff(phase) != 0) | (ends[:-1] == last))
+    return {
+        int(ends[row]): _changes(run.settings(row), run.settings(row + 1))
+        for row in rows.tolist()
+        if ends[row] <= last and ends[row] not in continued
+    }
 
 
 def _changes(before: Mapping[str, Any], phase: Mapping[str, Any]) -> str:
@@ -102,7 +135,7 @@ def _changes(before: Mapping[str, Any], phase: Mapping[str, Any]) -> str:
 
 
 def _decisions(run: ReportedRun) -> Iterator[_Event]:
-    planned = _planned_changes(run)
+    planned = _changes_by_sample(run)
     for line in run.files.decisions:
         # The rates of a decision are those before lr_boundaries_epochs; those of the plan are the ones that are used.
         changes = [planned.get(line["samples"]) or _decided_changes(line)]

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hvd_batchgrow.results.records import number, whole
 from hvd_batchgrow.results.run_files import RunFiles
@@ -96,15 +97,18 @@ def account_of(run: RunFiles) -> Account:
     )
 
 
-def _phases(run: RunFiles) -> tuple[PhaseDone, ...]:
-    """Return the phases that have updates.
+def phases_of_records(run: RunFiles) -> NDArray[np.int64]:
+    """Return the index of the phase in which each training record begins, by its sample counter.
 
-    A training record counts for the phase in which it begins, by its sample counter. Its own index of a phase may be of
-    another plan: that of the origin of a fork, or one before a decision.
+    Its own index of a phase may be of another plan: that of the origin of a fork, or one before a decision.
     """
-    phases = run.plan["phases"]
-    starts = [phase["start_samples"] for phase in phases]
-    of_phase = np.searchsorted(starts, run.column("samples") - run.record_samples, side="right") - 1
+    starts = [phase["start_samples"] for phase in run.plan["phases"]]
+    return np.searchsorted(starts, run.column("samples") - run.record_samples, side="right") - 1
+
+
+def _phases(run: RunFiles) -> tuple[PhaseDone, ...]:
+    """Return the phases that have updates. A training record counts for the phase in which it begins."""
+    phases, of_phase = run.plan["phases"], phases_of_records(run)
     updates, found = np.diff(np.nan_to_num(run.column("updates")), prepend=0.0), []
     for index, phase in enumerate(phases):
         if not phase["num_updates"]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.messages.wording import counted, difference_scale, metric_name
-from hvd_batchgrow.results.confounds import find_confounds, find_notes
+from hvd_batchgrow.results.confounds import find_confounds, find_notes, with_seeds
 from hvd_batchgrow.results.curves import CurveDistance, curve_distance
-from hvd_batchgrow.results.records import NOT_METRICS, number, printable, task_name
+from hvd_batchgrow.results.records import NOT_METRICS, base_name, is_usable, number, printable, task_name
 from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.results.run_summary import main_metric
 from hvd_batchgrow.results.sample_test import SampleTest, sample_test
@@ -32,9 +31,16 @@ class Arm:
     runs: tuple[RunFiles, ...]
 
     def by_seed(self, metric: str, dataset: str) -> Mapping[int, RunFiles]:
-        """Return the run of each seed: the first with a result at its end, or else the first finished one."""
+        """Return the run of each seed: the first with a result at its end, or else the first finished one.
+
+        A fork is returned only if no other run has a result: its job did not train it from the start.
+        """
+
+        def order(run: RunFiles) -> tuple[bool, bool, bool]:
+            return final_result(run, metric, dataset) is None, run.forked_from is not None, not run.is_finished
+
         found: dict[int, RunFiles] = {}
-        for run in sorted(self.runs, key=lambda run: (final_result(run, metric, dataset) is None, not run.is_finished)):
+        for run in sorted(self.runs, key=order):
             found.setdefault(run.seed, run)
         return dict(sorted(found.items()))
 
@@ -203,11 +209,6 @@ def _place(run: RunFiles, name: str) -> tuple[Path, str]:
     return run.folder.resolve().parent, name
 
 
-def base_name(name: str) -> str:
-    """Return the name of a run without its seed: `job-twin` for `job-seed3-twin`."""
-    return re.sub(r"-seed\d+(?=(-twin)?$)", "", name)
-
-
 def is_adaptive(run: RunFiles) -> bool:
     """Return whether a run has an adaptive schedule."""
     return _policy(run) == "adaptive"
@@ -251,7 +252,7 @@ def _pairs(first: Arm, second: Arm, metric: str, dataset: str) -> tuple[list[Pai
     """Return the pairs of two arms that have results, and why McNemar's test is not available for some."""
     factor, _ = difference_scale(metric)
     pairs: list[Pair] = []
-    missing: list[str] = []
+    missing: list[tuple[str, int]] = []
     of_first, of_second = (arm.by_seed(metric, dataset) for arm in (first, second))
     for seed in sorted(of_first.keys() & of_second.keys()):
         runs = of_first[seed], of_second[seed]
@@ -265,17 +266,20 @@ def _pairs(first: Arm, second: Arm, metric: str, dataset: str) -> tuple[list[Pai
         else:
             test = sample_test(*runs)
         if isinstance(test, str):
-            missing.append(f"seed {seed}: McNemar's test is not available: {test}")
+            missing.append((f"McNemar's test is not available: {test}", seed))
         pairs.append(Pair(seed, *runs, factor * one, factor * two, None if isinstance(test, str) else test))
-    return pairs, missing
+    return pairs, with_seeds(missing, len(pairs))
 
 
 def final_result(run: RunFiles, metric: str, dataset: str) -> float | None:
-    """Return a metric of the evaluation at the end of a finished run; None: it is not on record, or not finite."""
+    """Return a metric of the evaluation at the end of a finished run.
+
+    None: it is not on record, or it or a loss of the evaluation is not finite.
+    """
     lines = [line for line in run.evaluations if line.get("dataset") == dataset]
     if not run.is_finished or not lines or lines[-1]["samples"] < int(run.plan["end_samples"]):
         return None
-    return number(lines[-1].get(metric))
+    return number(lines[-1].get(metric)) if is_usable(lines[-1]) else None
 
 
 def _check_metric(arms: Sequence[Arm], metric: str, dataset: str) -> None:

@@ -41,6 +41,15 @@ def curve_lines(found: Comparison) -> Iterator[str]:
     yield f"{far} at {curves.axis} {', '.join(stretches)}" if stretches else f"never {far}"
 
 
+def branch_lines(found: Comparison) -> Iterator[str]:
+    """Yield which costs include branches of a trigger, without a full stop at the end."""
+    if not found.pairs:
+        return
+    for arm, cost in zip((found.first, found.second), arm_costs(found), strict=True):
+        if cost.branch_updates:
+            yield f"updates of {arm.name}: {cost.branch_updates:,.0f} are those of branches that its trigger trained"
+
+
 def arm_costs(found: Comparison) -> tuple[RunCost, RunCost]:
     """Return the mean cost of the counted runs of each arm; there must be a pair."""
     pairs = found.pairs

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hvd_batchgrow.data.datasets.fingerprint import data_changes
 from hvd_batchgrow.messages.wording import listed, shown
-from hvd_batchgrow.results.records import printable
+from hvd_batchgrow.results.records import base_name, printable
 from hvd_batchgrow.results.run_files import RunFiles
 
 Runs = tuple[RunFiles, RunFiles]
@@ -20,16 +20,33 @@ _LOCATIONS = frozenset({"data.source", "data.root", "data.train", "data.test"})
 
 
 def find_confounds(pairs: Sequence[Runs], metric: str) -> tuple[str, ...]:
-    """Return differences within pairs besides the schedule: keys of the job, the data, the number of samples.
+    """Return differences within pairs besides the schedule: keys of the job, the data, the number of samples, forks.
 
     Args:
         pairs: the runs that are counted.
         metric: that is compared. Losses that are computed in another way are different quantities.
     """
-    return tuple(dict.fromkeys(text for pair in pairs for text in _confounds(*pair, metric)))
+    return tuple(with_seeds(((text, pair[0].seed) for pair in pairs for text in _confounds(*pair, metric)), len(pairs)))
+
+
+def with_seeds(found: Iterable[tuple[str, int]], num_pairs: int) -> list[str]:
+    """Return each text once; with its seeds at the end unless it is that of all pairs.
+
+    Args:
+        found: texts and the seeds of the pairs that they are about.
+        num_pairs: number of pairs.
+    """
+    seeds: dict[str, list[int]] = {}
+    for text, seed in found:
+        seeds.setdefault(text, []).append(seed)
+    return [
+        text if len(those) == num_pairs else f"{text} (seed{'s' * (len(those) > 1)} {listed(those, _MOST_KEYS)})"
+        for text, those in seeds.items()
+    ]
 
 
 def _confounds(first: RunFiles, second: RunFiles, metric: str) -> Iterator[str]:
+    yield from _forks(first, second)
     sizes = [int(run.plan["num_samples"]) for run in (first, second)]
     if sizes[0] != sizes[1]:
         yield f"the training sets differ: N = {sizes[0]:,} and {sizes[1]:,} samples, so the streams differ too"
@@ -47,20 +64,59 @@ def _confounds(first: RunFiles, second: RunFiles, metric: str) -> Iterator[str]:
     of_loss = [key for key in changed if key.startswith("task.") and key != "task.label_smoothing"]
     if metric in {"loss", "average_loss"} and of_loss:
         yield f"the losses are not the same quantity: the jobs differ in {listed(of_loss, _MOST_KEYS, text=printable)}"
+    of_train = [key for key in changed if key in _LOCATIONS - {"data.test"}]
+    if of_train and not (first.data and second.data):
+        yield f"the training sets may differ: {', '.join(of_train)}"
+    if text := other_test_set(first, second):
+        yield text
+    changed = [key for key in changed if key not in _LOCATIONS]
     others = [key for key in changed if not key.startswith(_SCHEDULE)]
     if len(others) > (len(others) == len(changed)):  # a single key is the subject of the comparison
         yield f"the jobs also differ in {listed(others, _MOST_KEYS, text=printable)}"
 
 
+def _forks(first: RunFiles, second: RunFiles) -> Iterator[str]:
+    """Yield that a run was trained by another job up to a checkpoint, unless both continue from the same one."""
+    if first.forked_from == second.forked_from:
+        return
+    for run in (first, second):
+        if (origin := run.forked_from) and origin.changed:
+            names = [printable(base_name(name)) for name in (run.name, origin.name)]
+            yield f"{names[0]} continues {names[1]} from sample {origin.samples:,}; {origin.changes()}"
+
+
+def other_test_set(first: RunFiles, second: RunFiles) -> str | None:
+    """Return that the test sets differ, or which changed keys may select another one; None: they are the same.
+
+    Records name the samples of a test set only if it is held out of the training files.
+    """
+    held_out = [run.data.get("test") for run in (first, second)]
+    if None not in held_out and held_out[0] != held_out[1]:
+        return "the test sets differ: other samples are held out"
+    is_same_data = bool(first.data and second.data) and _data_changes(first, second) == []
+    if is_same_data and None not in held_out:
+        return None
+    is_held_out = any(dict(leaves(run.job)).get("data.test_fraction") for run in (first, second))
+    locating = _LOCATIONS if is_held_out else _LOCATIONS - {"data.train"}
+    if is_same_data and not is_held_out:
+        locating -= {"data.root"}  # equal training files in another folder: the same data on another machine
+    keys = [key for key in changed_keys(first.job, second.job) if key in locating]
+    return f"the test sets may differ: {', '.join(keys)}" if keys else None
+
+
 def _other_data(first: RunFiles, second: RunFiles) -> Iterator[str]:
     """Yield a difference of training sets of the same size, if the runs recorded what shows it."""
-    try:
-        found = data_changes(first.data, second.data)
-    except (ValueError, TypeError):  # a damaged record
-        return
-    if found:
+    if found := _data_changes(first, second):
         texts = [f"{what} {one} and {two}" for what, one, two in found]
         yield f"the training data differ: {listed(texts, separator='; ', text=printable)}"
+
+
+def _data_changes(first: RunFiles, second: RunFiles) -> list[tuple[str, str, str]] | None:
+    """Return how the recorded training sets differ; None: a record is damaged."""
+    try:
+        return data_changes(first.data, second.data)
+    except (ValueError, TypeError):
+        return None
 
 
 def changed_keys(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
@@ -93,8 +149,9 @@ def find_notes(first: Sequence[RunFiles], second: Sequence[RunFiles], pairs: Seq
         for run in runs
         if not any(run is member for pair in pairs for member in pair)
     ]
-    for what, value_of in _CIRCUMSTANCES.items():
-        found = {(shown(value_of(a)), shown(value_of(b))) for a, b in pairs if value_of(a) != value_of(b)}
+    for what, keys in _CIRCUMSTANCES.items():
+        values = [(_values(a, keys), _values(b, keys)) for a, b in pairs]
+        found = {(_then(one), _then(two)) for one, two in values if one != two}
         notes += [f"{what}: {one} and {two}" for one, two in sorted(found)]
     if any(run.job["schedule"]["policy"] == "adaptive" for pair in pairs for run in pair):
         notes.append("the schedule is adaptive: each pair has its own, decided in its run")
@@ -109,22 +166,31 @@ def _why_not_counted(run: RunFiles, others: Sequence[RunFiles], pairs: Sequence[
         return f"another run of seed {run.seed} is counted"
     if not any(other.seed == run.seed for other in others):
         return f"the other job has no run of seed {run.seed}"
-    return f"the runs of seed {run.seed} do not both have a finite result at their end"
+    return f"the runs of seed {run.seed} do not both have a finite result and a finite loss at their end"
 
 
-def _last(run: RunFiles, *keys: str) -> Any:
-    value: Any = run.last_attempt
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
+def _values(run: RunFiles, keys: Sequence[str]) -> list[Any]:
+    """Return the different values that the invocations of a run have recorded, in their order."""
+    found: list[Any] = []
+    for attempt in run.attempts:
+        value: Any = attempt
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is not None and value not in found:
+            found.append(value)
+    return found
 
 
-_CIRCUMSTANCES: Mapping[str, Callable[[RunFiles], Any]] = {
-    "the ranks differ, which changes the weights by rounding only": lambda run: _last(run, "ranks"),
-    "the devices differ": lambda run: _last(run, "hardware", "device"),
-    "the versions of torch differ": lambda run: _last(run, "packages", "torch"),
-    "the versions of hvd_batchgrow differ": lambda run: _last(run, "packages", "hvd_batchgrow"),
-    "the arithmetic differs": lambda run: _last(run, "arithmetic"),
-    "the commits differ": lambda run: _last(run, "git_commit"),
-    "the commits of the user's code differ": lambda run: _last(run, "user_git_commit"),
+def _then(values: Sequence[Any]) -> str:
+    return " then ".join(map(shown, values)) or "unknown"
+
+
+_CIRCUMSTANCES: Mapping[str, Sequence[str]] = {
+    "the ranks differ, which changes the weights by rounding only": ("ranks",),
+    "the devices differ": ("hardware", "device"),
+    "the versions of torch differ": ("packages", "torch"),
+    "the versions of hvd_batchgrow differ": ("packages", "hvd_batchgrow"),
+    "the arithmetic differs": ("arithmetic",),
+    "the commits differ": ("git_commit",),
+    "the commits of the user's code differ": ("user_git_commit",),
 }

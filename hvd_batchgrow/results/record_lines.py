@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hvd_batchgrow.results.records import NOT_METRICS, number, printable, whole
+from hvd_batchgrow.results.records import NOT_METRICS, is_usable, number, printable, whole
 
 _AVERAGE = "average_"
 
@@ -84,6 +84,8 @@ class EvaluationLine:
     average_metrics: Mapping[str, float]
     """Of the averaged weights."""
     dataset: str
+    is_usable: bool
+    """Whether each loss is finite."""
 
     @classmethod
     def of(cls, line: Mapping[str, Any]) -> EvaluationLine:
@@ -102,10 +104,13 @@ class EvaluationLine:
             metrics={name: value for name, value in found.items() if not name.startswith(_AVERAGE)},
             average_metrics=averages,
             dataset=printable(str(line.get("dataset", "test"))),
+            is_usable=is_usable(line),
         )
 
     def value(self, metric: str) -> float | None:
-        """Return a metric or the loss; None: it is not a number."""
+        """Return a metric or the loss; None: it is not a number, or a loss is not finite."""
+        if not self.is_usable:
+            return None
         return self.metrics.get(metric) if metric != "loss" else number(self.loss)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,9 +22,19 @@ def whole(value: Any, least: int, default: int) -> int:
     return value if is_whole and least <= value < 2**62 else default
 
 
+def is_usable(evaluation: Mapping[str, Any]) -> bool:
+    """Return whether each loss of an evaluation is a finite number; if not, its metrics are meaningless too."""
+    return all(number(evaluation[name]) is not None for name in ("loss", "average_loss") if name in evaluation)
+
+
 def printable(text: str) -> str:
     """Return at most 500 characters of a text, with control characters, which could change a terminal, as escapes."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:500])
+
+
+def base_name(name: str) -> str:
+    """Return the name of a run without its seed: `job-twin` for `job-seed3-twin`."""
+    return re.sub(r"-seed\d+(?=(-twin)?$)", "", name)
 
 
 def task_name(job: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from hvd_batchgrow.messages.errors import RunError, unreadable
+from hvd_batchgrow.results.forked_from import ForkedFrom
 from hvd_batchgrow.results.plan_file import read_plan
 from hvd_batchgrow.results.records import printable
 from hvd_batchgrow.schedule.job_model import job_model
@@ -45,6 +46,10 @@ class RunFiles:
     """What could not be read, one sentence each."""
     data: Mapping[str, Any] = field(default_factory=dict)
     """What record.json says of the training set; empty for runs of older versions."""
+    forked_from: ForkedFrom | None = None
+    """The checkpoint that a fork continues from: what precedes it is another run's. None: the run is not a fork."""
+    branches: tuple[Line, ...] = ()
+    """The lines of branches.jsonl."""
 
     @property
     def name(self) -> str:
@@ -126,8 +131,19 @@ class RunFiles:
         train, evaluations = _read_metrics(folder / "metrics.jsonl", faults)
         decisions = [line for line in _lines(folder / "decisions.jsonl", faults) if "old_batch" in line]
         record = read_record(folder / "record.json", faults)
-        attempts, data = record.get("attempts", ()), record.get("data", {})
-        return cls(folder, plan, train, tuple(evaluations), tuple(decisions), tuple(attempts), tuple(faults), data)
+        branches = tuple(_lines(folder / "branches.jsonl", faults))
+        return cls(
+            folder=folder,
+            plan=plan,
+            train=train,
+            evaluations=tuple(evaluations),
+            decisions=tuple(decisions),
+            attempts=tuple(record.get("attempts", ())),
+            faults=tuple(faults),
+            data=record.get("data", {}),
+            forked_from=ForkedFrom.of(record),
+            branches=branches,
+        )
 
 
 def _lines(path: Path, faults: list[str]) -> Iterable[Line]:
@@ -187,7 +203,8 @@ def _numbers(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, f
 def _results(line: Line) -> Line:
     """Return the numbers of an evaluation in their order; None for a number that is not finite, which is null."""
     numbers = dict(_numbers(line))
-    return {**dict.fromkeys(name for name, value in line.items() if value is None or name in numbers), **numbers}
+    names = (name for name, value in line.items() if value is None or isinstance(value, float) or name in numbers)
+    return {**dict.fromkeys(names), **numbers}
 
 
 def error_of(attempts: Sequence[Mapping[str, Any]]) -> str | None:

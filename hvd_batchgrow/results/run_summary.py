@@ -16,7 +16,7 @@ from hvd_batchgrow.config.task_specs import Direction
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.messages.suggest import near_run
 from hvd_batchgrow.messages.wording import result_text
-from hvd_batchgrow.results.records import NOT_METRICS, number, printable, task_name
+from hvd_batchgrow.results.records import NOT_METRICS, is_usable, number, printable, task_name
 from hvd_batchgrow.results.run_files import RunFiles, error_of
 from hvd_batchgrow.storage.json_lines import Line
 from hvd_batchgrow.storage.regular_files import read_regular
@@ -54,7 +54,7 @@ class RunSummary:
     """Name of the main result: the first metric of the task, or "loss"."""
     last: float | None
     """Its value in the last evaluation, which is of the test set, unless only the validation set has been evaluated.
-    None: it is not finite, or there was no evaluation."""
+    None: it or a loss of the evaluation is not finite, or there was no evaluation."""
     last_dataset: str | None
     """None: there was no evaluation."""
     best: float | None
@@ -126,7 +126,9 @@ def summarize(run: RunFiles) -> RunSummary:
     """Return the summary of a run whose files have been read."""
     folder, plan, evaluated = run.folder, run.plan, run.evaluations
     metric, direction = main_metric(run)
-    results = [(number(line[metric]), line["dataset"]) for line in evaluated if metric in line]
+    results = [
+        (number(line[metric]) if is_usable(line) else None, line["dataset"]) for line in evaluated if metric in line
+    ]
     last, last_dataset = results[-1] if results else (None, None)
     best_dataset = training_dataset(evaluated)
     during = [value for value, dataset in results if dataset == best_dataset and value is not None]

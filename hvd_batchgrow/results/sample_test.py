@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.results.confounds import other_test_set
 from hvd_batchgrow.results.outcomes import FILE, read_outcomes
+from hvd_batchgrow.results.records import base_name, printable
 from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.results.statistics import mcnemar
 
@@ -27,22 +30,34 @@ class SampleTest:
 
 def sample_test(first: RunFiles, second: RunFiles) -> SampleTest | str:
     """Return McNemar's test of the networks at the end of two runs, or why it is not available."""
-    correct, evaluated = [], []
+    if text := other_test_set(first, second):
+        return text
+    found = []
     for run in (first, second):
         try:
-            found = read_outcomes(run.folder)
+            found.append(_outcomes(run))
         except RunError as error:
             return str(error)
-        if found is None:
-            return f"{run.name} has no {FILE}"
-        if found.samples != run.samples:
-            return f"{run.folder / FILE} is from sample {found.samples:,}, and the run ends at {run.samples:,}"
-        if found.correct is None:
-            return f"{run.name} has no array 'correct' in {FILE}: its task does not return Losses.correct"
-        correct.append(found.correct)
-        evaluated.append(~np.isnan(found.losses))
-    if len(correct[0]) != len(correct[1]):
-        return f"the test sets differ: {len(correct[0]):,} and {len(correct[1]):,} samples"
-    both = evaluated[0] & evaluated[1]
-    only_first, only_second = (int(np.sum(a & ~b & both)) for a, b in (correct, correct[::-1]))
+    lengths = [len(correct) for correct, _ in found]
+    if lengths[0] != lengths[1]:
+        return f"the test sets differ: {lengths[0]:,} and {lengths[1]:,} samples"
+    (one, one_evaluated), (two, two_evaluated) = found
+    both = one_evaluated & two_evaluated
+    only_first, only_second = (int(np.sum(a & ~b & both)) for a, b in ((one, two), (two, one)))
     return SampleTest(int(both.sum()), only_first, only_second, mcnemar(only_first, only_second))
+
+
+def _outcomes(run: RunFiles) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return of each test sample whether the network at the end is right, and whether it was evaluated.
+
+    Raises:
+        RunError: that is not on record.
+    """
+    found, name = read_outcomes(run.folder), printable(base_name(run.name))
+    if found is None:
+        raise RunError(f"{name} has no {FILE}")
+    if found.samples != run.samples:
+        raise RunError(f"{run.folder / FILE} is from sample {found.samples:,}, and the run ends at {run.samples:,}")
+    if found.correct is None:
+        raise RunError(f"{name} has no array 'correct' in {FILE}: its task does not return Losses.correct")
+    return found.correct, ~np.isnan(found.losses)

@@ -59,7 +59,12 @@ def load_own_task(section: TaskSection) -> Task:
     if not isinstance(metrics, Mapping) or not {*metrics.values()} <= {"up", "down"}:
         raise _refusal(f'{name}: metrics must be a dict such as {{"top1": "up", "mae": "down"}}, is {metrics!r}')
     for metric in metrics:
-        if not isinstance(metric, str) or not re.fullmatch(r"[a-z]\w*", metric) or metric.startswith("average_"):
+        if isinstance(metric, str) and metric.startswith("average_"):
+            raise _refusal(
+                f"{name}: the metric {metric!r} must not begin with average_, which in metrics.jsonl is the prefix of "
+                f"the results of averaged weights; rename it, for example to 'mean_{metric.removeprefix('average_')}'"
+            )
+        if not isinstance(metric, str) or not re.fullmatch(r"[a-z]\w*", metric):
             raise _refusal(f'{name}: the metric {metric!r} needs a name of letters, digits and _, such as "top1"')
         if metric in RESERVED:
             raise _refusal(f"{name}: the metric {metric!r} has the name of another value in metrics.jsonl; rename it")

@@ -225,7 +225,21 @@ def test_a_card_has_the_metrics_of_its_weights_alone(
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     checkpoint = SimpleNamespace(samples=96, evaluation={"samples": evaluated})
     network: Any = SimpleNamespace(checkpoint=checkpoint, is_average=is_average, run=tmp_path)
-    assert _metrics(network) == expected
+    notes: list[str] = []
+    assert _metrics(network, notes) == expected
+    assert notes == []
+
+
+def test_damaged_lines_are_skipped_with_a_note(tmp_path: Path) -> None:
+    """The defect: one line that a full disk had cut ended every later `export` of the run with an error."""
+    path = tmp_path / "metrics.jsonl"
+    lines = ['{"kind": "eval", "sam', '{"kind": "eval", "samples": 96, "dataset": "test", "loss": 0.5, "top1": 0.8}']
+    path.write_text("".join(f"{line}\n" for line in lines))
+    checkpoint = SimpleNamespace(samples=96, evaluation={"samples": 96})
+    network: Any = SimpleNamespace(checkpoint=checkpoint, is_average=False, run=tmp_path)
+    notes: list[str] = []
+    assert _metrics(network, notes) == {"test_loss": 0.5, "test_top1": 0.8}
+    assert notes == [f"{path} is damaged: line 1 is not JSON and was skipped, so metrics may be missing from the card"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("onnx") is not None, reason="onnx is installed")

@@ -161,19 +161,35 @@ def test_a_page_has_the_table_its_figures_and_the_origin_of_its_runs(tmp_path: P
             "ranks": 2,
             "git_commit": "0123456789",
         }
-        (run / "record.json").write_text(json.dumps({"attempts": [attempt]}))
+        earlier = {**attempt, "ranks": 1, "git_commit": "fedcba9876"}
+        (run / "record.json").write_text(json.dumps({"attempts": [earlier, attempt]}))
         pack(run, results / "study")
-    table = Table("some_arms", STUDY, "page.md", ("b",), margin=0.3, with_figures=True)
+    table = Table("some_arms", STUDY, "page.md", ("b", "a"), margin=0.3, with_figures=True)
     assert write_table(table, read_runs(STUDY, results), docs) == 2
     page = (docs / "page.md").read_text()
     assert "| `b` | 2 | 600 | 20 | 91.00 % |  |" in page
+    assert "- `a`" not in page  # it has no run yet
     assert "jobs/job.toml) with `optim.lr = 0.2`" in page
     assert page.count("- CPU; 2 ranks, Python 3.11.7, torch 2.13.0; commit 0123456\n") == 1
+    assert page.count("- CPU; 1 rank, Python 3.11.7, torch 2.13.0; commit fedcba9\n") == 1
     names = re.findall(r"\(figures/(.*?\.svg)\)", page)
     assert sorted(names) == sorted(path.name for path in (docs / "figures").iterdir())
     assert "some-arms-test-accuracy-by-updates.svg" in names
     assert write_table(table, read_runs(STUDY, results), docs) == 2
     assert (docs / "page.md").read_text() == page
+
+
+def test_a_table_counts_the_updates_of_branches(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "a-seed0", 30, 0.9)
+    lines = [
+        {"kind": "branch", "samples": 100, "factor": k, "global_batch": 128 * k, "end_samples": 4196} for k in (1, 2)
+    ]
+    (run / "branches.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pack(run, tmp_path / "results" / "study")
+    pack(write_run(tmp_path, "b-seed0", 100, 0.9), tmp_path / "results" / "study")
+    table = Table("t", STUDY, "page.md", ("b", "a"), margin=0.3)
+    row = markdown(table, read_runs(STUDY, tmp_path / "results")).splitlines()[3]
+    assert row.split(" | ")[3] == "78 (1.28× fewer)"  # 30 + 4,096 / 128 + 4,096 / 256
 
 
 def test_a_curve_is_the_mean_of_the_seeds_between_their_extremes(tmp_path: Path) -> None:

@@ -318,6 +318,10 @@ class Misnamed(Own):
     metrics = {"epoch": "up"}  # noqa: RUF012
 
 
+class Averaged(Own):
+    metrics = {"average_precision": "up"}  # noqa: RUF012
+
+
 class Misdirected(Own):
     metrics = {"f1": "higher"}  # noqa: RUF012
 
@@ -343,6 +347,11 @@ def test_a_custom_task_is_called_with_its_arguments() -> None:
         (f"{HERE}:NoMetrics", {}, r"metrics must be a dict such as .*, is None"),
         (f"{HERE}:Misdirected", {}, r"metrics must be a dict such as .*, is \{'f1': 'higher'\}"),
         (f"{HERE}:Misnamed", {}, "the metric 'epoch' has the name of another value in metrics.jsonl"),
+        (
+            f"{HERE}:Averaged",
+            {},
+            "the metric 'average_precision' must not begin with average_, .*rename it, .* to 'mean_precision'",
+        ),
         (f"{HERE}:Misaimed", {}, 'target must be "class", "values" or "tokens", is \'boxes\''),
     ],
 )
