@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, PrivateAttr
 
 from hvd_batchgrow.config.layout import LayoutSection
 from hvd_batchgrow.config.model_specs import check_name
@@ -156,6 +156,19 @@ class DataSection(Section):
     """Store images as NHWC in memory, and the network's weights in the same order."""
     dtype: Literal["float32", "float16"] = "float32"
     """Type of the normalized images; the network gets them in the type of its weights. float16 halves their memory."""
+
+    _first_label: int | None = PrivateAttr(default=None)
+
+    @property
+    def first_label(self) -> int | None:
+        """Label of class 0, 0 or 1, in the data of a trained run. None: the training labels decide."""
+        return self._first_label
+
+    def counted_from(self, first_label: int | None) -> Self:
+        """Return a copy with a `first_label`, which a job cannot state."""
+        copy = self.model_copy()
+        copy._first_label = first_label
+        return copy
 
     @property
     def mixes_samples(self) -> bool:

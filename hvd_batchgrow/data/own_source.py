@@ -5,20 +5,22 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from torch.utils.data import Dataset as TorchDataset
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.task_specs import TargetKind
+from hvd_batchgrow.data.datasets.checked_targets import with_checked_targets
 from hvd_batchgrow.data.datasets.constant_faults import constant_faults
 from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Dataset, Datasets
 from hvd_batchgrow.data.datasets.normalization import chunks_of, finite_chunks
 from hvd_batchgrow.data.datasets.plain_values import plain
-from hvd_batchgrow.data.datasets.plausibility import byte_hint, check_layout
+from hvd_batchgrow.data.datasets.plausibility import byte_hint, check_layout, refuse_bits
 from hvd_batchgrow.data.datasets.targets import check_digits, check_target_values, target_faults
 from hvd_batchgrow.data.order.keyed_generators import restored_generators, sample_words, seed_global_generators
+from hvd_batchgrow.data.samples.collate import masked_fault
 from hvd_batchgrow.data.samples.keyed_fetch import check_same_again, with_keyed_fetch
 from hvd_batchgrow.data.samples.load_samples import ACCEPTED, load_samples, own_test_faults
 from hvd_batchgrow.import_string import NotFound, find_callable
@@ -54,15 +56,15 @@ def load_own(data: DataSection, seed: int = 0, target: TargetKind | None = "clas
             return load_samples(source, data, seed, target)
         faults = _array_faults(source)
         if not faults:
-            source = _with_plain_constants(_with_keyed_fetch(source, seed))
-            faults = check_own(source, data.shape, target)
+            source = _with_plain_constants(source)
+            faults = check_own(_with_keyed_fetch(source, seed), data.shape, target)
     except (JobError, RunError):
         raise
     except (Exception, SystemExit) as error:  # the user's own code
         raise RunError(f"data.source = {data.source!r} failed: {describe_error(error)}") from error
     if found := [Fault("data.source", f"{data.source}: {fault}") for fault in faults] or own_test_faults(data):
         raise JobError(found)
-    checked: Datasets = source
+    checked: Datasets = _with_keyed_fetch(_with_checked_targets(source, target), seed)
     for part, samples in _sets(checked):
         check_same_again(samples, f"data.source = {data.source!r}, {part}")
     return checked
@@ -87,7 +89,7 @@ def _accepts_section(function: Callable[..., Any]) -> bool:
 
 
 def _array_faults(source: Any) -> list[str]:
-    """Return why the members of `ArrayDataset`s are not arrays of the same length.
+    """Return why the members of `ArrayDataset`s are not arrays of numbers, without a mask and of the same length.
 
     Raises:
         RunError: rows in memory, which `fetch` returns as they are, have values that are not finite.
@@ -103,6 +105,11 @@ def _array_faults(source: Any) -> list[str]:
         for name in wrong:
             fault = f"{name} must be an array, are {with_article(type(members[name]).__name__)}"
             faults.append(f"{part}: {fault}: numpy.asarray({name})")
+        faults += [f"{part}: {name} {fault}" for name, member in members.items() if (fault := masked_fault(member))]
+        if not wrong and samples.values.dtype.kind not in "biuf":
+            fault = f"values must be real numbers, are {samples.values.dtype}"
+            remedy = ": numpy.concatenate([values.real, values.imag], axis=-1)"
+            faults.append(f"{part}: {fault}{remedy if samples.values.dtype.kind == 'c' else ''}")
         if not wrong and len(samples.values) != len(samples.targets) and type(samples).__len__ is ArrayDataset.__len__:
             faults.append(f"{part}: {len(samples.values):,} values and {len(samples.targets):,} targets")
     if not faults:
@@ -113,7 +120,7 @@ def _array_faults(source: Any) -> list[str]:
 
 def _check_finite(samples: Dataset, place: str) -> None:
     """Raise RunError if rows in memory are not finite. A file that is mapped would have to be read as a whole."""
-    if not isinstance(samples, ArrayDataset) or type(samples).fetch is not ArrayDataset.fetch:
+    if not _is_stored(samples):
         return
     values = samples.values
     if values.ndim == 2 and values.dtype.kind == "f" and values.size and not isinstance(values, np.memmap):
@@ -121,10 +128,23 @@ def _check_finite(samples: Dataset, place: str) -> None:
             pass
 
 
+def _is_stored(samples: Dataset) -> TypeGuard[ArrayDataset]:
+    """Return whether `fetch` returns the values of an array as they are."""
+    return isinstance(samples, ArrayDataset) and type(samples).fetch is ArrayDataset.fetch
+
+
 def _has_datasets(returned: Any) -> bool:
     """Return whether an object is, or was probably meant to be, one or several torch Datasets."""
     of_torch = isinstance(returned, (TorchDataset, tuple, list)) or hasattr(returned, "__getitem__")
     return of_torch and not isinstance(returned, Datasets)
+
+
+def _with_checked_targets(source: Datasets, target: TargetKind | None) -> Datasets:
+    """Return a source whose computed classes or tokens are checked when they are read."""
+    checked: dict[str, Any] = {
+        part: with_checked_targets(samples, source.num_classes, target) for part, samples in _sets(source)
+    }
+    return replace(source, **checked)
 
 
 def _with_keyed_fetch(source: Any, seed: int) -> Any:
@@ -157,7 +177,8 @@ def check_own(source: Any, shape: tuple[int, ...] | None = None, target: TargetK
         target: that the task needs; None: any.
 
     Raises:
-        RunError: a target is out of range, or the shape of images is implausible for (H, W, C).
+        RunError: a target is out of range, the shape of images is implausible for (H, W, C), or all pixels of a set are
+            0 or 1.
     """
     if not isinstance(source, Datasets):
         accepted = f"must return a {Datasets.__module__}.Datasets"
@@ -177,6 +198,8 @@ def check_own(source: Any, shape: tuple[int, ...] | None = None, target: TargetK
     faults += _constant_faults(source)
     if not faults:
         for part, samples in sets:
+            if samples.kind == "images" and _is_stored(samples):
+                refuse_bits(samples.values, f"data.source, {part}")
             check_target_values(samples, source.num_classes, target, f"data.source, {part}")
         if target == "values" and isinstance(source.train.targets, np.ndarray):
             check_digits(source.train.targets, "data.source, train")

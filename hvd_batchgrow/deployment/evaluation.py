@@ -86,10 +86,10 @@ def evaluate_run(
     """
     description = read_description(run)
     state, notes = read_checkpoint(run, checkpoint)
-    job = job_for_inference(_with_data(description.job, overrides, run), device)
+    job = job_for_inference(_with_data(description, overrides, run), device)
     place = inference_device(job)
     is_other = _leads_to_other_data(overrides)
-    source = _other_data(job, description, report) if is_other else _own_data(job, description, run, report)
+    source = _other_data(job, description, run, report) if is_other else _own_data(job, description, run, report)
     notes += source.notes if is_other else ()
     parts = TrainingParts(job, source, SingleRank(), place, pretrained=False)
     check_model_fits(state, parts.model, run)
@@ -107,7 +107,8 @@ def _leads_to_other_data(overrides: Mapping[str, Any]) -> bool:
     return any(f"data.{key}" in overrides for key in _LOCATING)
 
 
-def _with_data(tree: Mapping[str, Any], overrides: Mapping[str, Any], run: Path) -> Job:
+def _with_data(description: ModelDescription, overrides: Mapping[str, Any], run: Path) -> Job:
+    tree = description.job
     allowed = {f"data.{key}" for key in (*_LOCATING, *_READING)}
     if others := [key for key in overrides if key not in allowed]:
         fault = f"belongs to the training of the network; evaluate changes only {', '.join(sorted(allowed))}"
@@ -120,13 +121,16 @@ def _with_data(tree: Mapping[str, Any], overrides: Mapping[str, Any], run: Path)
     data = {**tree["data"], **changed}
     if _leads_to_other_data(overrides) and reads_test_alone:
         data["test_fraction"] = 0.0  # other files are not split
+        labels = description.table.label_columns if description.table and data["source"] != "image_folder" else ()
+        if labels and "data.label" not in overrides:  # found by name, like the features
+            data["label"] = labels if description.task.target == "values" else labels[0]
     return parse_job({**tree, "data": data}, str(run / FILE))
 
 
 def _own_data(job: Job, description: ModelDescription, run: Path, report: ReportProgress) -> Datasets:
     """Return the run's data, normalized as in training. Raises RunError if it is no longer that of the training."""
     source = load_source(job.data, job.seed, report, target_of(job.task))
-    now, normalization = describe_model(job, source), description.normalization
+    now, normalization = _as_recorded(describe_model(job, source), description), description.normalization
     constants = {"mean": normalization.mean, "std": normalization.std}
     changed = [f"{part} of {run / FILE}" for part in _MEANING if getattr(now, part) != getattr(description, part)]
     try:
@@ -139,7 +143,14 @@ def _own_data(job: Job, description: ModelDescription, run: Path, report: Report
     return replace(source, mean=normalization.mean, std=normalization.std)
 
 
-def _other_data(job: Job, description: ModelDescription, report: ReportProgress) -> Datasets:
+def _as_recorded(now: ModelDescription, description: ModelDescription) -> ModelDescription:
+    """Return a description without the names of label columns if the run's was written without them."""
+    if now.table is None or description.table is None or description.table.label_columns:
+        return now
+    return now.model_copy(update={"table": now.table.model_copy(update={"label_columns": ()})})
+
+
+def _other_data(job: Job, description: ModelDescription, run: Path, report: ReportProgress) -> Datasets:
     """Return other data, preprocessed as the run's. Only its test set is needed, if its format allows that."""
     data, num_classes = job.data, description.num_outputs
     mean, std = description.normalization.mean, description.normalization.std
@@ -151,9 +162,17 @@ def _other_data(job: Job, description: ModelDescription, report: ReportProgress)
         test, notes = _table_rows(job, description)
     else:
         section = data.model_copy(update={"num_classes": num_classes, "mean": mean or None, "std": std or None})
+        section = section.counted_from(_first_label(run))
         source = load_source(section, job.seed, report, target_of(job.task), any_size=True)
         return _same_meaning(job, replace(source, notes=()), description)  # the notes are for training
     return _same_meaning(job, Datasets(test, test, num_classes, mean, std, notes), description)
+
+
+def _first_label(run: Path) -> int | None:
+    """Return the label of class 0 in the run's data; None: its record does not say."""
+    data = recorded_data(run)
+    first = data.get("first_label") if isinstance(data, Mapping) else None
+    return first if isinstance(first, int) and 0 <= first <= 1 else None
 
 
 def _table_rows(job: Job, description: ModelDescription) -> tuple[ArrayDataset, tuple[str, ...]]:

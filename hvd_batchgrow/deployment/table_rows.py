@@ -23,8 +23,10 @@ from hvd_batchgrow.data.tables.checked_files import (
 )
 from hvd_batchgrow.data.tables.columns import RawTable, column_index, label_columns, read_csv, read_table
 from hvd_batchgrow.data.tables.csv_dialect import csv_form
+from hvd_batchgrow.data.tables.optional_packages import need
 from hvd_batchgrow.data.tables.rows import Encoding
-from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.messages.errors import Fault, JobError, RunError
+from hvd_batchgrow.messages.wording import listed
 from hvd_batchgrow.train.run.model_description import Column, ModelDescription, TableColumns
 
 _MISSING = ("is missing", "are missing")
@@ -58,13 +60,13 @@ def read_rows(path: Path, description: ModelDescription, data: DataSection, *, w
         with_targets: read the label column, which otherwise may be absent.
 
     Raises:
-        JobError: the label column does not exist.
+        JobError: the label column does not exist, or is a feature.
         RunError: the file cannot be read, a column is missing, or a cell is invalid; with all invalid cells.
     """
     is_table = description.table is not None
     columns = description.table or _by_position(description)
     data = data.model_copy(update={"source": "parquet" if path.name.endswith(".parquet") else "csv"})
-    table = _read(path, data, has_header=data.header if data.header is not None else is_table)
+    table = _read(path, data, is_table=is_table)
     indices = _indices(table, columns)
     values = np.zeros((table.num_rows, len(indices)))
     faults: list[tuple[str, CellFault]] = []
@@ -82,7 +84,7 @@ def read_rows(path: Path, description: ModelDescription, data: DataSection, *, w
         faults += [(column.name, fault) for fault in found]
     targets: NDArray[Any] = np.zeros(table.num_rows, dtype=np.int64)
     if with_targets:
-        targets, missing, target_faults = _targets(table, description, columns.first_label, data)
+        targets, missing, target_faults = _targets(table, description, indices, columns.first_label, data)
         skipped |= missing
         faults += target_faults
     if text := listed_faults(table, faults):
@@ -95,7 +97,7 @@ def read_rows(path: Path, description: ModelDescription, data: DataSection, *, w
 
 
 def _targets(
-    table: RawTable, description: ModelDescription, first_label: int, data: DataSection
+    table: RawTable, description: ModelDescription, features: Sequence[int], first_label: int, data: DataSection
 ) -> tuple[NDArray[Any], Bits, list[tuple[str, CellFault]]]:
     """Return classes (n,) or numbers (n, K), the rows to skip, and the faults of the columns with their names."""
     as_values, columns, faults = description.task.target == "values", [], []
@@ -105,6 +107,9 @@ def _targets(
         classes = [str(first_label + k) for k in range(len(classes))]
     for label in label_columns(data):
         index = column_index(table.path, table.names, label, "label")
+        if index in features:
+            fault = f"{table.names[index]!r} of {table.path} is a feature of the network, so it cannot be the label"
+            raise JobError([Fault("data.label", f"{fault}; name another one of {listed(table.names, 20)}")])
         if as_values:
             targets, missing, found = target_numbers(plain_cells(table.cells[index]), table.names[index], data)
         else:
@@ -124,12 +129,24 @@ def _by_position(description: ModelDescription) -> TableColumns:
     )
 
 
-def _read(path: Path, data: DataSection, *, has_header: bool) -> RawTable:
+def _read(path: Path, data: DataSection, *, is_table: bool) -> RawTable:
     if not path.is_file():
         raise RunError(f"{path} {'is not a file' if path.exists() else 'does not exist'}")
     if data.source == "parquet":
         return read_table(path, data)
-    return read_csv(path, csv_form(path, data.separator, has_header))
+    return read_csv(path, csv_form(path, data.separator, _has_header(path, data, is_table=is_table)))
+
+
+def _has_header(path: Path, data: DataSection, *, is_table: bool) -> bool | None:
+    """Return whether a csv file has a header; None if it is unclear, which `csv_form` reports as it does in training.
+
+    Files for a network without names of columns usually have no header. A first line 0, 1, 2, … may be one that pandas
+    has written.
+    """
+    if data.header is not None or is_table:
+        return data.header if data.header is not None else True
+    first = csv_form(path, data.separator, header=True).names
+    return None if len(first) > 1 and first == tuple(map(str, range(len(first)))) else False
 
 
 def _indices(table: RawTable, columns: TableColumns) -> list[int]:
@@ -179,6 +196,8 @@ def _codes(texts: Texts, words: Sequence[str]) -> NDArray[np.int64]:
 def _classes(cells: Any, classes: Sequence[str], data: DataSection) -> tuple[NDArray[np.int64], Bits, list[CellFault]]:
     """Return the class of each label, which labels are missing, and the faults. A 3 may be written as 3 or 3.0."""
     cells = plain_cells(cells)
+    if need("pyarrow.types", "pyarrow").is_boolean(cells.type) and not data.text_labels:
+        cells = cells.cast("int8")  # as in training, false is class 0 and true is class 1
     missing = null_cells(cells) if data.source == "parquet" else missing_labels(cells, data)
     texts = as_texts(cells, null_cells(cells))
     words = [word if word in classes else _whole(word) for word in texts.words]

@@ -88,8 +88,9 @@ def load_network(
     description = read_description(run)
     found, notes = read_checkpoint(run, checkpoint)
     section = {**description.job["data"], **(data or {})}
-    if data and section["source"] == "parquet":
-        section["source"] = "csv"  # the keys are of csv files, which are read for either source
+    if data and description.inputs.kind == "rows":
+        # The keys are of csv files, which are read whatever the source of the rows was.
+        section = {key: value for key, value in section.items() if key != "shape"} | {"source": "csv"}
     tree = {**description.job, "data": section}
     job = job_for_inference(parse_job(tree, str(run / FILE)), device)
     place = inference_device(job)

@@ -100,6 +100,12 @@ class TrainingParts:
         self.keyed_by = (job.seed, len(source.train)) if self.engine.keyed_modules else None
         """Seed and N, if the network draws dropout by sample."""
 
+    @property
+    def check_targets(self) -> Callable[[Any], object] | None:
+        """The task's `check_targets`, which raises an error for targets that it refuses; None without one."""
+        check: Callable[[Any], object] | None = getattr(self.task, "check_targets", None)
+        return check
+
     def _load_task(self) -> Task:
         """Return the job's task; what `try_task` finds is added to `hazards` and `task_notes`."""
         job, source = self.job, self.source

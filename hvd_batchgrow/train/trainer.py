@@ -259,7 +259,8 @@ class Trainer:
                 check=self.replay_check.of_next_update(self.plan, micro_batch),
             )
         except (NonFinite, OverflowError) as fault:  # sums are bit-identical on all ranks, so all of them raise
-            raise self._failure(describe(fault, self.plan, parts.stream, state.samples, parts.source.train)) from None
+            train, check = parts.source.train, parts.check_targets
+            raise self._failure(describe(fault, self.plan, parts.stream, state.samples, train, check)) from None
         self.elastic.last_update = UpdateDone(state.samples, batch, result.digest, result.replaced)
         self.elastic.num_updates += 1
         state.add(result, batch)
@@ -337,9 +338,9 @@ class Trainer:
         self.state.evaluation = evaluation
         self.observers.notify("on_evaluation", evaluation)
         if not evaluation.is_finite and self.job.update.on_nonfinite == "stop":
-            source = self.parts.source
+            source, check = self.parts.source, self.parts.check_targets
             evaluated = source.validation if dataset == "validation" and source.validation is not None else source.test
-            raise self._failure(describe_evaluation(evaluation, self.job.update.precision, evaluated))
+            raise self._failure(describe_evaluation(evaluation, self.job.update.precision, evaluated, check))
         return evaluation
 
     def _decide_if_due(self, before: int, evaluation: Evaluation | None, *, at_boundary: bool) -> Decision | None:

@@ -163,7 +163,8 @@ def test_a_missing_idx_file_is_named(tmp_path: Path) -> None:
             np.full(50, 3),
             r"50 of 50 test labels are not in 0 … 2: .*t10k-labels-idx1-ubyte, entry 0 has 3",
         ),
-        ("t10k-images-idx3-ubyte", np.zeros((50, 8, 9)), r"a test sample is \(8, 9, 1\), one of .* \(8, 8, 1\)"),
+        ("t10k-images-idx3-ubyte", np.full((50, 8, 9), 9), r"a test sample is \(8, 9, 1\), one of .* \(8, 8, 1\)"),
+        ("t10k-images-idx3-ubyte", np.ones((50, 8, 8)), r"t10k-images-idx3-ubyte: every pixel is 0 or 1 of 255"),
         ("t10k-images-idx3-ubyte", np.zeros((50, 8)), r"images are \(50, 8\); they must be \(N, H, W\)"),
     ],
 )

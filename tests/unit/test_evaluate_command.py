@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
@@ -96,12 +98,81 @@ def test_rows_of_another_file_keep_the_encoding_of_the_run(
     lines = Path("test.csv").read_text().splitlines()
     moved = [",".join([*line.split(",")[2:], *line.split(",")[:2]]) for line in lines]  # y, kind, x, color
     Path("other/test.csv").write_text("\n".join([*moved, ""]))
-    found = evaluated(capsys, "--data.root", "other", "--data.label", "kind")
-    assert found["loss"] == pytest.approx(whole["loss"], rel=1e-6)
-    assert [found["top1"], found["num_test"]] == [whole["top1"], 40]
+    for label in (["--data.label", "kind"], []):  # the last column is not the label here
+        found = evaluated(capsys, "--data.root", "other", *label)
+        assert found["loss"] == pytest.approx(whole["loss"], rel=1e-6)
+        assert [found["top1"], found["num_test"]] == [whole["top1"], 40]
+    assert main(["evaluate", str(RUN), "--data.root", "other", "--data.label", "color"]) == 2
+    fault = "data.label: 'color' of other/test.csv is a feature of the network, so it cannot be the label; name another"
+    assert fault in capsys.readouterr().err
     Path("other/test.csv").write_text("x,color,y,kind\n1,red,2,c\n")
     assert main(["evaluate", str(RUN), "--data.root", "other"]) == 1
     assert "line 2: 'c'; they are a, b" in capsys.readouterr().err
+
+
+def test_a_description_without_the_name_of_the_label_can_be_used(
+    rows: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = evaluated(capsys)
+    description = json.loads((RUN / "model.json").read_text())
+    assert description["table"].pop("label_columns") == ["kind"]
+    (RUN / "model.json").write_text(json.dumps(description))
+    assert evaluated(capsys) == evaluated(capsys, "--data.test", "test.csv") == whole
+    lines = [line.split(",") for line in Path("test.csv").read_text().splitlines()]
+    Path("moved.csv").write_text("".join(",".join([*line[3:], *line[:3]]) + "\n" for line in lines))
+    assert main(["evaluate", str(RUN), "--data.test", "moved.csv"]) == 2
+    assert "data.label: 'y' of moved.csv is a feature of the network" in capsys.readouterr().err
+
+
+def test_true_and_false_are_classes_of_other_parquet_files(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    features = {name: np.random.default_rng(k).normal(size=40) for k, name in enumerate("abcd")}
+    for name in ("train", "test", "other"):
+        pq.write_table(pa.table(features | {"label": np.arange(40) % 3 > 0}), f"{name}.parquet")
+    data = {"source": "parquet", "root": ".", "num_samples": 40}
+    schedule = {"epochs": 2.0, "boundaries_epochs": [1.0], "max_batch": 32}
+    job = write_job(data=data, schedule=schedule, model={"name": "tests.trained_runs:mlp"})
+    Path(job).write_text(Path(job).read_text().replace("channels = [\n    4,\n    8,\n]\n", ""))
+    assert main(["train", job]) == 0
+    assert evaluated(capsys, "--data.test", "other.parquet") == evaluated(capsys)
+
+
+def test_labels_of_other_arrays_count_from_1_as_in_training(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows, labels = np.random.default_rng(0).normal(size=(40, 4)), np.arange(40) % 3 + 1
+    for folder, kept in ((".", labels > 0), ("other", labels < 3)):  # the other data lacks class 3
+        Path(folder).mkdir(exist_ok=True)
+        for part in ("train", "test"):
+            np.save(f"{folder}/{part}_rows.npy", rows[kept])
+            np.save(f"{folder}/{part}_labels.npy", labels[kept])
+    data = {"source": "numpy", "root": ".", "num_samples": 40, "num_classes": 3}
+    schedule = {"epochs": 2.0, "boundaries_epochs": [1.0], "max_batch": 32}
+    job = write_job(data=data, schedule=schedule, model={"name": "tests.trained_runs:mlp"})
+    Path(job).write_text(Path(job).read_text().replace("channels = [\n    4,\n    8,\n]\n", ""))
+    assert main(["train", job]) == 0
+    inputs = torch.from_numpy((rows - rows.mean(0)) / rows.std(0))[labels < 3].float()
+    expected = nn.functional.cross_entropy(
+        load_network(RUN, device="cpu").outputs(inputs), torch.from_numpy(labels[labels < 3] - 1)
+    )
+    found = evaluated(capsys, "--data.root", "other")
+    assert found["num_test"] == 27
+    assert found["loss"] == pytest.approx(expected.item(), rel=1e-5)
+    for name, head in (("pandas.csv", "0,1,2,3\n"), ("plain.csv", "")):
+        Path(name).write_text(head + "0.5,1,-1,2\n1,0,0,0\n")
+    assert main(["predict", str(RUN), "pandas.csv"]) == 1
+    assert "its first line, 0,1,2,3, may be a header or a row: 4 of its 4 fields could" in capsys.readouterr().err
+    assert main(["predict", str(RUN), "plain.csv"]) == 0
+    wanted = capsys.readouterr().out.replace("plain", "pandas").replace("line 2", "line 3").replace("line 1", "line 2")
+    assert main(["predict", str(RUN), "pandas.csv", "--data.header", "true"]) == 0
+    assert capsys.readouterr().out == wanted
+    np.save("other/train_labels.npy", labels[labels < 3] - 1)
+    assert main(["evaluate", str(RUN), "--data.root", "other"]) == 1
+    assert "14 of 27 training labels are not in 1 … 3" in capsys.readouterr().err
 
 
 def test_arrays_of_another_folder_are_normalized_as_in_training(job: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -301,6 +301,10 @@ def test_bytes_made_of_floats_in_0_to_1_without_scaling_are_refused(cache: Path,
     write(tmp_path, (BYTES / 255).astype(np.uint8))
     with pytest.raises(RunError, match=r"every pixel is 0 or 1 of 255.*\(255 \* x\).round\(\)"):
         load(tmp_path, 20)
+    write(tmp_path, BYTES)
+    np.save(tmp_path / "test_images.npy", (BYTES / 255).astype(np.uint8))
+    with pytest.raises(RunError, match=r"test_images.npy: every pixel is 0 or 1 of 255"):
+        load(tmp_path, 20)
 
 
 def test_idx_files_are_checked_alike(cache: Path, tmp_path: Path) -> None:

@@ -50,6 +50,33 @@ def test_shards_that_are_missing_are_named(tmp_path: Path, wanted: str | None, m
         find_shards(tmp_path, "data.train", wanted, ["x*", "y*"])
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["train-00000-of-00004", "train-00002-of-00004"],
+         r"2 of 4 shards are missing: train-00001-of-00004, train-00003-of-00004; data.train = 'train-\*-of-00004'"),
+        (["x-train.tfrecord-00001-of-00003", "x-train.tfrecord-00002-of-00003"],
+         r"1 of 3 shards are missing: x-train.tfrecord-00000-of-00003; data.train = 'x-train.tfrecord-\*-of-00003'"),
+        (["train-00000-of-00002.tar", "train-00001-of-00002.tar", "train-00000-of-00003.tar"],
+         r"2 of 3 shards are missing: train-00001-of-00003.tar, train-00002-of-00003.tar"),
+    ],
+)  # fmt: skip
+def test_shards_that_are_missing_by_their_total_are_named(tmp_path: Path, names: list[str], message: str) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(RunError, match=message) as error:
+        find_shards(tmp_path, "data.train", None, ["*train*"])
+    given = str(error.value).split("'")[1]
+    assert {*find_shards(tmp_path, "data.train", given, ["*train*"])} <= {*names}
+
+
+def test_shards_are_whole_if_their_numbers_start_at_1(tmp_path: Path) -> None:
+    names = ["train-1-of-2", "train-2-of-2", "train-one-of-9"]
+    for name in names:
+        (tmp_path / name).touch()
+    assert find_shards(tmp_path, "data.train", None, ["train*"]) == names
+
+
 @pytest.mark.parametrize("form", [TARS, RECORDS], ids=lambda form: form.source)
 def test_sets_of_shards_must_be_disjoint_and_whole(tmp_path: Path, form: Form) -> None:
     root = form.make(tmp_path / "data", pictures(6))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -231,3 +232,37 @@ def test_an_index_column_without_metadata_is_asked_about(tmp_path: Path) -> None
     with pytest.raises(RunError, match=r"2 is called '__index_level_0__'; data.ignore_columns = \[2\] skips it"):
         load(tmp_path)
     assert load(tmp_path, ignore_columns=("__index_level_0__",)).train.targets[np.arange(2)].tolist() == Y
+
+
+# --- labels ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("label", [None, 2, -1])
+def test_the_label_has_the_same_name_in_all_files(tmp_path: Path, label: int | None) -> None:
+    (tmp_path / "train.csv").write_text("x,n,fine\n1.5,2,0\n3,4.25,1\n")
+    (tmp_path / "test.csv").write_text("x,n,coarse\n1.5,2,0\n3,4.25,1\n")
+    fault = r"the label of .*train.csv is 'fine', that of .*test.csv is 'coarse', and they must have the same name"
+    with pytest.raises(RunError, match=fault):
+        load(tmp_path, test="test.csv", label=label)
+    (tmp_path / "test.csv").write_text("x,n,fine\n1.5,2,0\n3,4.25,1\n")
+    assert load(tmp_path, test="test.csv", label=label).schema["label_columns"] == ["fine"]
+
+
+# --- names that are not UTF-8 ----------------------------------------------------------------
+
+
+def test_a_folder_whose_name_is_not_utf_8_can_hold_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    assert read(Path(), "x,n,y\n1.5,2,0\n3,4.25,1\n") == (ROWS, LABELS)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_file_whose_name_is_not_utf_8_is_an_error(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / os.fsdecode(b"caf\xe9." + kind.encode())).write_text("x,n,y\n1.5,2,0\n")
+    (tmp_path / f"test.{kind}").write_text("x,n,y\n1.5,2,0\n")
+    data = DataSection(source=kind, root=str(tmp_path), train="parts")
+    with pytest.raises(RunError, match=r"caf.* cannot be read: its name is not UTF-8; rename it"):
+        load_source(data, 3, lambda *_: None)

@@ -292,12 +292,16 @@ def test_a_category_that_no_training_row_has_is_refused_or_encoded_as_none(tmp_p
     write_csv(tmp_path / "test.csv", "color,x,month,y", [("blue", 5, 10, 1), ("green", 4, 11, 0)])
     data = section(tmp_path, num_samples=3, categorical=("color", "month"))
     fault = (
-        r"column 'color': .*test.csv, line 3: 'green'; column 'month': .*line 3: '11'; data.unknown_category = 'ignor"
+        r"column 'color', 1 of 2 rows: .*test.csv, line 3: 'green'; column 'month', 1 of .*line 3: '11'; data.unknown"
     )
     with pytest.raises(RunError, match=fault):
         load(data)
     ignoring = data.model_copy(update={"unknown_category": "ignore"})
     assert load(ignoring).test.fetch(np.array([1])).tolist() == [[0, 0, 4, 0, 0]]
+    notes = load(ignoring).notes  # from the cache
+    assert len(notes) == 2
+    assert notes[1].startswith("test rows, encoded as no category, column 'month', 1 of 2 rows: ")
+    assert notes[1].endswith("test.csv, line 3: '11'")
     codes = ignoring.model_copy(update={"categorical_encoding": "codes"})
     assert load(codes).test.fetch(np.array([1])).tolist() == [[-1, 4, -1]]
 
@@ -307,7 +311,7 @@ def test_categories_of_held_out_rows_are_those_of_the_training_rows(tmp_path: Pa
     colors = ["b" if k == order[0] else "ac"[k % 2] for k in range(10)]  # only a row that is held out is b
     write_csv(tmp_path / "train.csv", "color,y", [(color, k % 2) for k, color in enumerate(colors)])
     data = section(tmp_path, num_samples=9, test_fraction=0.1, categorical=("color",))
-    with pytest.raises(RunError, match=rf"column 'color': .*train.csv, line {order[0] + 2}: 'b'"):
+    with pytest.raises(RunError, match=rf"column 'color', 1 of 1 row: .*train.csv, line {order[0] + 2}: 'b'"):
         load(data)
     source = load(data.model_copy(update={"unknown_category": "ignore"}))
     assert source.schema["categories"] == {"color": ["a", "c"]}

@@ -14,6 +14,7 @@ from hvd_batchgrow.data.datasets.dataset import BadSample
 from hvd_batchgrow.data.images import tfrecord
 from hvd_batchgrow.data.images.encoded_dataset import read_header
 from hvd_batchgrow.messages.errors import JobError, RunError
+from hvd_batchgrow.train.run.model_description import class_names
 from tests.helpers import labels_of
 from tests.pictures import NUM_TRAIN, RECORDS, assert_holds, overwrite, picture, pictures
 
@@ -58,8 +59,11 @@ def test_labels_that_count_from_one(tmp_path: Path) -> None:
     source = RECORDS.read(root, num_classes=3)
     assert_holds(source.train, pictures(NUM_TRAIN))
     assert_holds(source.test, [replace(picture(3), label=2)] * 3)
+    assert class_names(source) == ("1", "2", "3")
     assert labels_of(RECORDS.read(root, num_classes=4).train) == [image.label for image in train]
-    fault = r"data.num_classes: is needed: training labels are 1 … 3. 3 if they count from 1, 4 if from 0"
+    fault = (
+        r"data.num_classes: is needed: training labels are 1 … 3 \(.*, record 0 has 1\). 3 if they count from 1, 4 if"
+    )
     with pytest.raises(JobError, match=fault):
         RECORDS.read(root)
 

@@ -171,6 +171,24 @@ def test_bytes_of_any_file_are_tokens(tmp_path: Path) -> None:
     assert train.locate(1) == f"{tmp_path / 'book.txt'}, tokens 8 … 15"
 
 
+@pytest.mark.parametrize(
+    ("tokens", "dtype", "vocabulary"),
+    [
+        (np.arange(1, 5001), "uint32", 5001),
+        (text(5000) % 256, "uint8", 257),
+        (np.frombuffer(b"Nature does not hurry. " * 50, np.uint8), "uint8", 50257),
+        (np.random.default_rng(0).integers(0, 1 << 16, 5000), "uint16", 100277),
+        (np.random.default_rng(0).integers(0, 100277, 5000), "uint32", 100277),
+    ],
+)
+def test_a_file_of_its_type_is_read_whatever_the_vocabulary(
+    tmp_path: Path, tokens: NDArray[Any], dtype: str, vocabulary: int
+) -> None:
+    write(tmp_path, tokens, dtype, test=tokens[:999])
+    train = load(tmp_path, token_dtype=dtype, num_classes=vocabulary).train
+    assert train.targets[np.arange(3)].reshape(-1).tolist() == tokens[1:25].tolist()
+
+
 def spoilt(root: Path, name: str, content: bytes) -> None:
     (root / name).write_bytes(content)
 
@@ -202,7 +220,16 @@ def spoilt(root: Path, name: str, content: bytes) -> None:
          "token 4 is 25186; if the file holds uint8, set data.token_dtype = 'uint8'; if not, set data.num_classes to "
          "the size of the vocabulary, at least 25187"),
         (lambda root: write(root, text(40), "uint32"), {},
-         "train.bin: every second uint16 is 0, as in a file of uint32; set data.token_dtype = 'uint32'"),
+         "train.bin: every second uint16 is 0, as in a file of uint32; set data.token_dtype = 'uint32'; if it is "
+         "int64, numpy's default, save it as uint32: numpy.array(ids"),
+        (lambda root: write(root, text(40), "int64"), {},
+         "train.bin: every second uint16 is 0, as in a file of uint32"),
+        (lambda root: write(root, text(40), "int64"), {"token_dtype": "uint32"},
+         "train.bin: every second uint32 is 0, as in a file of int64; if it is int64, numpy's default, save it as"),
+        (lambda root: write(root, 655 * text(200), "uint32"), {"num_classes": 200_000},
+         "train.bin: every second uint16 is at most 3, as in a file of uint32; set data.token_dtype = 'uint32'"),
+        (lambda root: write(root, text(200)), BYTES,
+         "train.bin: every second uint8 is at most 1, as in a file of uint16; set data.token_dtype = 'uint16'"),
         (lambda root: None, {"num_samples": 7}, "data.num_samples = 7, but 5 training samples were found"),
     ],
 )  # fmt: skip
@@ -308,7 +335,10 @@ def test_a_custom_source_may_return_windows() -> None:
     floats = ArrayDataset(np.zeros((4, 8), np.float32), np.zeros(4, np.int64))
     mixed = Datasets(TokenWindows(text(40), CONTEXT), floats, VOCABULARY, (), ())
     assert any("train and test must have the same kind" in fault for fault in check_own(mixed, target=None))
-    with pytest.raises(RunError, match=r"data.source, train: 1 targets are not in 0 … 199, or -100 where a token does"):
+    with pytest.raises(
+        RunError,
+        match=r"^1 targets are not in 0 … 199, or -100 where .*: data.source, train, sample 12, token 3 is 200",
+    ):
         check_own(own(np.array([*range(100), 200, *range(100)]), 200), target="tokens")
 
 

@@ -19,7 +19,7 @@ from hvd_batchgrow.data.datasets.array_dataset import array_source, check_images
 from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays, file_stamp
 from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.datasets.normalization import chunks_of, image_moments
-from hvd_batchgrow.data.datasets.plausibility import check_layout, not_cut_to_bits
+from hvd_batchgrow.data.datasets.plausibility import check_layout, refuse_bits
 from hvd_batchgrow.data.datasets.section_values import need_root
 from hvd_batchgrow.messages.errors import RunError, unreadable
 
@@ -51,7 +51,7 @@ def load_folder(folder: Path, sha256: Mapping[str, str], data: DataSection, repo
     arrays = cached_arrays(data.source, str(folder.resolve()), stamp, lambda: _unpack(paths, sha256, report))
     check_layout(with_channels(arrays["train_values"]).shape[1:], data.shape, str(paths[0]))
     names = [str(path) for path in paths]
-    return array_source(arrays, (names[0], names[2]), data.num_classes, (names[1], names[3]))
+    return array_source(arrays, (names[0], names[2]), data.num_classes, (names[1], names[3]), data.first_label)
 
 
 def _present(folder: Path, name: str) -> Path:
@@ -70,8 +70,9 @@ def _unpack(paths: list[Path], sha256: Mapping[str, str], report: ReportProgress
     train, train_labels, test, test_labels = arrays
     check_images(train, train_labels, str(paths[0].parent))
     check_images(test, test_labels, str(paths[0].parent))
-    chunks = chunks_of(with_channels(train), "mean of the training images", report)
-    mean, std = image_moments(not_cut_to_bits(chunks, str(paths[0])))
+    refuse_bits(train, str(paths[0]))
+    refuse_bits(test, str(paths[2]))
+    mean, std = image_moments(chunks_of(with_channels(train), "mean of the training images", report))
     return {
         "train_values": train,
         "train_labels": int64_labels(train_labels, str(paths[1])),

@@ -22,7 +22,7 @@ from hvd_batchgrow.data.datasets.cache import Arrays, cached_arrays, file_stamp
 from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Datasets
 from hvd_batchgrow.data.datasets.normalization import chunks_of, finite_chunks, image_moments, loses_digits, row_moments
 from hvd_batchgrow.data.datasets.npy_file import open_npy
-from hvd_batchgrow.data.datasets.plausibility import check_layout, not_cut_to_bits
+from hvd_batchgrow.data.datasets.plausibility import check_layout, refuse_bits
 from hvd_batchgrow.data.datasets.section_values import need_root, refuse_shared
 from hvd_batchgrow.data.datasets.targets import as_float32, check_digits, check_numbers, value_schema
 from hvd_batchgrow.messages.errors import RunError
@@ -51,7 +51,7 @@ def load(data: DataSection, seed: int, report: ReportProgress) -> Datasets:
     arrays = cached_arrays("numpy", identity, stamp, lambda: _digest(pairs, report))
     check_layout(with_channels(values["train_values"]).shape[1:], data.shape, str(train))
     label_names = str(train_labels), str(test_labels)
-    return array_source({**values, **arrays}, (str(train), str(test)), data.num_classes, label_names)
+    return array_source({**values, **arrays}, (str(train), str(test)), data.num_classes, label_names, data.first_label)
 
 
 def load_values(data: DataSection, seed: int, report: ReportProgress) -> Datasets:
@@ -114,12 +114,13 @@ def _digest(pairs: list[tuple[Path, Path]], report: ReportProgress, *, as_values
                 check_digits(exact.reshape(labels.shape), str(labels_path))
         _check(values, labels[:, 0] if as_values else labels, path)
         arrays[f"{part}_labels"] = labels if as_values else int64_labels(labels, str(labels_path))
+        is_rows = values.ndim == 2
+        if not is_rows:
+            refuse_bits(values, str(path))
         chunks = chunks_of(with_channels(values), f"reading {path.name}", report)
         if part == "train":
-            is_rows = values.ndim == 2
-            moments = row_moments(chunks, str(path)) if is_rows else image_moments(not_cut_to_bits(chunks, str(path)))
-            arrays["mean"], arrays["std"] = moments
-        elif values.ndim == 2:
+            arrays["mean"], arrays["std"] = row_moments(chunks, str(path)) if is_rows else image_moments(chunks)
+        elif is_rows:
             for _ in finite_chunks(chunks, str(path)):
                 pass
     return arrays
@@ -143,7 +144,7 @@ def _check(values: NDArray[Any], labels: NDArray[Any], path: Path) -> None:
             f"{path} is {values.dtype} {values.shape}; rows must be (N, features) of float64, float32 or integers"
         )
     check_pair(values, labels, str(path), "rows")
-    if values.dtype in (np.int64, np.uint64):  # smaller integers are exact in float64
+    if values.dtype.kind in "iu" and values.dtype.itemsize == 8:  # smaller integers are exact in float64
         wrong = [k for k in range(values.shape[1]) if loses_digits(values[:, k].astype(np.longdouble))]
         if wrong:
             fault = f"feature {wrong[0]} has values that differ by less than float64 can represent"

@@ -64,6 +64,7 @@ def array_source(
     names: tuple[str, str],
     num_classes: int | None,
     label_names: tuple[str, str] | None = None,
+    first: int | None = None,
 ) -> Datasets:
     """Return the source of arrays in memory or memory-mapped.
 
@@ -72,6 +73,7 @@ def array_source(
         names: of the training and of the test set, for messages.
         num_classes: None: the number that the training labels show.
         label_names: of the label files, for messages; None: the same as `names`.
+        first: `DataSection.first_label`; None: as `first_label` decides.
 
     Raises:
         JobError: as `count_classes`.
@@ -79,7 +81,7 @@ def array_source(
     """
     labels = arrays["train_labels"], arrays["test_labels"]
     places = [partial("{}, entry {}".format, name) for name in label_names or names]
-    first, num_classes = count_classes(labels[0], num_classes, places[0])
+    first, num_classes = count_classes(labels[0], num_classes, places[0], first)
     check_range(labels[1], first, num_classes, places[1], "test")
     train, test = (
         ArrayDataset(with_channels(arrays[f"{part}_values"]), found - first if first else found, name)

@@ -21,7 +21,7 @@ from hvd_batchgrow.storage.strict_json import dump_json
 
 _ANOTHER = "another: HVD_BATCHGROW_CACHE=…"
 Arrays = Mapping[str, NDArray[Any]]
-_FORMAT = 6
+_FORMAT = 7
 """Incremented whenever the contents of a cache change their meaning."""
 
 
@@ -65,7 +65,7 @@ def cached_arrays(kind: str, identity: str, stamp: Any, build: Callable[[], Arra
     Raises:
         RunError: the cache cannot be written.
     """
-    folder = _own_folder() / f"{kind}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    folder = _own_folder() / f"{kind}-{hashlib.sha256(os.fsencode(identity)).hexdigest()[:16]}"
     made_of = [_FORMAT, kind, identity, stamp]
     try:
         with locked(folder.with_suffix(".lock")):

@@ -43,13 +43,14 @@ def _at(labels: Labels, label: int, where: Where) -> str:
     return "" if where is str else f" ({place} has {label})"
 
 
-def count_classes(labels: Labels, num_classes: int | None, where: Where) -> tuple[int, int]:
+def count_classes(labels: Labels, num_classes: int | None, where: Where, first: int | None = None) -> tuple[int, int]:
     """Return the smallest possible label, 0 or 1, and the number of classes.
 
     Args:
         labels: of the training set, (N,).
         num_classes: from the job; None: the largest label + 1, if every class up to it occurs.
         where: returns the location of a label.
+        first: `DataSection.first_label`; None: as `first_label` decides.
 
     Raises:
         JobError: the job must name the number of classes, since a class below the largest label never occurs:
@@ -58,7 +59,7 @@ def count_classes(labels: Labels, num_classes: int | None, where: Where) -> tupl
     """
     if labels.min() < 0:
         _refuse(labels, labels < 0, "negative", where)
-    first = first_label(labels, num_classes, where)
+    first = first_label(labels, num_classes, where) if first is None else first
     if num_classes is None:
         num_classes = int(labels.max()) + 1
         _refuse_gaps(labels, num_classes, where)

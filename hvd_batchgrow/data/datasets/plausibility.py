@@ -5,12 +5,13 @@ Each would train on wrong inputs without an error. Every message suggests what w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hvd_batchgrow.data.datasets.normalization import chunks_of
 from hvd_batchgrow.messages.errors import RunError
 
 _MOST_CHANNELS = 4
@@ -99,14 +100,11 @@ def byte_hint(images: NDArray[Any]) -> str:
     return f"; values of {low:.4g} … {high:.4g}: {code}"
 
 
-def not_cut_to_bits(chunks: Iterable[NDArray[np.uint8]], place: str) -> Iterator[NDArray[np.uint8]]:
-    """Yield chunks of images, and raise RunError after the last chunk if no pixel exceeds 1."""
-    highest = 0
-    for chunk in chunks:
-        highest = max(highest, int(chunk.max(initial=0)))
-        yield chunk
-    if highest <= 1:
-        raise RunError(
-            f"{place}: every pixel is 0 or 1 of 255. Images in [0, 1] must be scaled before they become bytes: "
-            "numpy.save(…, (255 * x).round().astype('uint8')); binary images likewise: 255 * x"
-        )
+def refuse_bits(images: NDArray[np.uint8], place: str) -> None:
+    """Raise RunError if no pixel of images (N, H, W, C) exceeds 1; reading ends at the first one that does."""
+    if any(chunk.max(initial=0) > 1 for chunk in chunks_of(images, "", lambda *_: None)):
+        return
+    raise RunError(
+        f"{place}: every pixel is 0 or 1 of 255. Images in [0, 1] must be scaled before they become bytes: "
+        "(255 * x).round().astype('uint8'); binary images likewise: 255 * x"
+    )

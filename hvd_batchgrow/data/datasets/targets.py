@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hvd_batchgrow.config.task_specs import IGNORED_TOKEN, TargetKind
-from hvd_batchgrow.data.datasets.class_labels import check_range
+from hvd_batchgrow.data.datasets.class_labels import Where, check_range
 from hvd_batchgrow.data.datasets.dataset import Dataset
 from hvd_batchgrow.data.datasets.normalization import loses_digits
 from hvd_batchgrow.data.datasets.subset import whole_of
@@ -72,21 +72,27 @@ def check_target_values(samples: Dataset, num_classes: int, target: TargetKind |
     """
     targets = first_targets(samples)
     if target == "class":
-        check_range(targets, 0, num_classes, partial("{}, sample {}".format, place), is_custom=True)
+        check_class_range(targets, num_classes, partial("{}, sample {}".format, place))
     if target == "tokens":
-        _check_tokens(targets, num_classes, place)
+        check_tokens(targets, num_classes, partial("{}, sample {}".format, place))
     if target == "values":
         check_numbers(targets, place)
         if targets.shape[1] != num_classes:
             raise RunError(f"{place}: a sample has {targets.shape[1]} targets, and num_classes is {num_classes}")
 
 
-def _check_tokens(targets: Any, num_classes: int, place: str) -> None:
+def check_class_range(targets: Any, num_classes: int, where: Where) -> None:
+    """Raise RunError, with the first samples at fault and their number, unless classes (n,) are in 0 … C - 1."""
+    check_range(targets, 0, num_classes, where, is_custom=True)
+
+
+def check_tokens(targets: Any, num_classes: int, where: Where) -> None:
+    """Raise RunError, with the first tokens at fault and their number, unless tokens (n, L) are in the vocabulary."""
     wrong = np.argwhere(((targets < 0) & (targets != IGNORED_TOKEN)) | (targets >= num_classes))
     if len(wrong):
-        shown = "; ".join(f"sample {k}, token {j} is {targets[k, j]}" for k, j in wrong[:5])
+        shown = "; ".join(f"{where(k)}, token {j} is {targets[k, j]}" for k, j in wrong[:5].tolist())
         rule = f"0 … {num_classes - 1}, or {IGNORED_TOKEN} where a token does not count"
-        raise RunError(f"{place}: {len(wrong)} targets are not in {rule}: {shown}")
+        raise RunError(f"{len(wrong)} targets are not in {rule}: {shown}")
 
 
 def check_numbers(targets: Any, place: str) -> None:

@@ -181,15 +181,28 @@ def read_header(data: bytes | BinaryIO) -> tuple[int, int, int, bool, str, int]:
     return *inspect_image(stream), head
 
 
-def encoded_source(data: DataSection, train: EncodedDataset, test: EncodedDataset, num_classes: int | None) -> Datasets:
+def encoded_source(
+    data: DataSection,
+    train: EncodedDataset,
+    test: EncodedDataset,
+    num_classes: int | None,
+    first: int | None = None,
+) -> Datasets:
     """Check samples and labels of two sets, and return their source.
+
+    Args:
+        data: the section.
+        train: the training set, with the labels of the files.
+        test: the test set, likewise.
+        num_classes: as `count_classes`.
+        first: `DataSection.first_label`; None: as `first_label` decides.
 
     Raises:
         RunError: bad images that the job does not replace, or labels beyond the classes.
     """
     for samples in (train, test):
         report_bad(samples, data.on_bad_sample)
-    first, num_classes = count_classes(train.targets, num_classes, train.locate)
+    first, num_classes = count_classes(train.targets, num_classes, train.locate, first)
     check_range(test.targets, first, num_classes, test.locate, "test")
     if first:
         train, test = (samples.labeled(samples.targets - first) for samples in (train, test))

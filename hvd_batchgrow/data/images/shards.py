@@ -17,6 +17,7 @@ from hvd_batchgrow.data.datasets.section_values import need_root, refuse_shared
 from hvd_batchgrow.data.images.encoded_dataset import NUM_SHOWN, EncodedDataset, listing, nearest, reading
 from hvd_batchgrow.data.images.image_index import Entry, make_index
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
+from hvd_batchgrow.messages.wording import listed
 
 _REPORT_BYTES = 1 << 24
 """Bytes between progress reports."""
@@ -111,7 +112,7 @@ def find_shards(root: Path, key: str, wanted: str | None, conventional: Sequence
             a range must exist. None: the first of `conventional` that matches a file.
 
     Raises:
-        RunError: no file matches, or a file of a range is missing.
+        RunError: no file matches, a file of a range is missing, or without `wanted` a file of `NAME-00000-of-00012`.
     """
     if wanted is not None:
         parts = {part: _files(root, part) for part in _expanded(wanted)}
@@ -121,9 +122,25 @@ def find_shards(root: Path, key: str, wanted: str | None, conventional: Sequence
     else:
         found = next((names for pattern in conventional if (names := _files(root, pattern))), [])
         missing, tried = [] if found else list(conventional), " or ".join(conventional)
+        _refuse_gaps(root, key, found)
     if missing:
         raise RunError(f"{root}: no file is named {tried} ({key}); {nearest(root, missing[0])}")
     return sorted(set(found))
+
+
+def _refuse_gaps(root: Path, key: str, names: Sequence[str]) -> None:
+    """Raise RunError if shards are missing whose number and total are in the names, counted from 0 or from 1."""
+    sets: dict[tuple[str, ...], set[int]] = {}
+    for name in names:
+        if match := re.fullmatch(r"(.*-)(\d+)(-of-(\d{1,6})(?!\d).*)", name):
+            sets.setdefault((match[1], match[3], match[4]), set()).add(int(match[2]))
+    for (head, tail, total), found in sets.items():
+        first = int(0 not in found and int(total) in found)
+        missing = [k for k in range(first, first + int(total)) if k not in found]
+        if missing:
+            shown = listed([f"{head}{k:0{len(total)}}{tail}" for k in missing], NUM_SHOWN)
+            remedy = f"{key} = {glob.escape(head) + '*' + glob.escape(tail)!r} reads only those that are there"
+            raise RunError(f"{root}: {len(missing):,} of {int(total):,} shards are missing: {shown}; {remedy}")
 
 
 def _expanded(pattern: str) -> Iterator[str]:

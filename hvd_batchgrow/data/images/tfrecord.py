@@ -16,7 +16,6 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.source_specs import ReportProgress
-from hvd_batchgrow.data.datasets.class_labels import first_label
 from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.images.encoded_dataset import EncodedDataset, encoded_source, read_header, report_bad
 from hvd_batchgrow.data.images.image_header import bad_header
@@ -90,17 +89,15 @@ def load(data: DataSection, seed: int, report: ReportProgress) -> Datasets:
     """
     train, test = load_sets(data, _FORMAT, report)
     report_bad(train, data.on_bad_sample)
-    known = train.targets[train.targets != _UNKNOWN_LABEL]
-    first = first_label(known, data.num_classes)
-    return encoded_source(data, _counted_from(first, train), _counted_from(first, test), data.num_classes)
+    some_label = int(train.targets[train.targets != _UNKNOWN_LABEL][0])
+    train, test = (_with_known_labels(samples, some_label) for samples in (train, test))
+    return encoded_source(data, train, test, data.num_classes, data.first_label)
 
 
-def _counted_from(first: int, samples: EncodedDataset) -> EncodedDataset:
+def _with_known_labels(samples: EncodedDataset, label: int) -> EncodedDataset:
     unknown = samples.targets == _UNKNOWN_LABEL
-    if not first and not unknown.any():
-        return samples
     # Bad samples are never used, so any label will do.
-    return samples.labeled(np.where(unknown, 0, samples.targets - first))
+    return samples.labeled(np.where(unknown, label, samples.targets)) if unknown.any() else samples
 
 
 def _read_shard(root: Path, name: str, faults: Faults, labels: tuple[str, ...]) -> Iterator[Entry]:

@@ -57,7 +57,7 @@ def load(data: DataSection, seed: int, report: ReportProgress) -> Datasets:
         RunError: shards or samples are missing or damaged.
     """
     train, test = load_sets(data, _FORMAT, report)
-    return encoded_source(data, train, test, data.num_classes)
+    return encoded_source(data, train, test, data.num_classes, data.first_label)
 
 
 def _read_shard(root: Path, name: str, faults: Faults, labels: tuple[str, ...]) -> Iterator[Entry]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from torch.utils.data import default_collate
 
@@ -57,6 +58,8 @@ def collate(samples: Sequence[tuple[Any, Any]]) -> tuple[Tree, Tree]:
     """
     try:
         inputs, targets = (default_collate([_plain(sample[part]) for sample in samples]) for part in (0, 1))
+    except SampleFault:
+        raise
     except (TypeError, RuntimeError, KeyError, ValueError) as error:
         forms = list(dict.fromkeys(_form_alone(sample) for sample in samples))
         if len(forms) > 1:
@@ -70,8 +73,22 @@ def collate(samples: Sequence[tuple[Any, Any]]) -> tuple[Tree, Tree]:
     return inputs, targets
 
 
+def masked_fault(array: object) -> str:
+    """Return what is wrong with an array of which some entries are masked; empty for any other value."""
+    if not isinstance(array, np.ma.MaskedArray) or not np.ma.is_masked(array):
+        return ""
+    count = int(np.ma.getmaskarray(array).sum())
+    return f"has {count:,} of {array.size:,} entries masked; numpy.ma.filled(array, …) replaces them"
+
+
 def _plain(value: Any) -> Any:
-    """Return a value with tensors of subclasses as plain tensors, and with other mappings as dicts."""
+    """Return a value with tensors of subclasses as plain tensors, and with other mappings as dicts.
+
+    Raises:
+        SampleFault: an array has masked entries, of which a tensor would have the numbers below the mask.
+    """
+    if fault := masked_fault(value):
+        raise SampleFault(f"an array {fault}")
     if isinstance(value, Tensor):
         return value.as_subclass(Tensor) if type(value) is not Tensor else value
     if isinstance(value, Mapping):

@@ -16,6 +16,7 @@ from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.task_specs import TargetKind
 from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Datasets
 from hvd_batchgrow.data.datasets.plain_values import plain
+from hvd_batchgrow.data.datasets.targets import check_digits
 from hvd_batchgrow.data.held_out import with_test
 from hvd_batchgrow.data.samples.keyed_samples import Drawn, KeyedSamples, Request, drawn_or_raise
 from hvd_batchgrow.data.samples.reproducible import check_reproducible, ids_to_compare
@@ -23,9 +24,13 @@ from hvd_batchgrow.data.samples.sample_dataset import SampleDataset
 from hvd_batchgrow.data.samples.worker_pool import WorkerPool
 from hvd_batchgrow.data.tensor_tree import bit_identical, form_of
 from hvd_batchgrow.messages.errors import Fault, JobError
-from hvd_batchgrow.messages.wording import with_article
+from hvd_batchgrow.messages.wording import listed, with_article
 
 _NAMES = {1: ("train",), 2: ("train", "test"), 3: ("train", "validation", "test")}
+_NUM_TARGETS = 16
+"""Samples of which the digits of targets are checked."""
+_MOST_NAMES = 20
+"""Most classes of a set that a message lists."""
 ACCEPTED = "map-style torch Datasets: one, (train, test) or (train, validation, test)"
 
 
@@ -51,9 +56,12 @@ def load_samples(returned: Any, data: DataSection, seed: int, target: TargetKind
     first = _draw_one(samples, "train", 0)
     samples = replace(samples, form=form_of(first))
     num_classes, classes = _classes(sets["train"], data, first.targets, target)
+    _check_same_classes(sets, data)
     for part, dataset in sets.items():
         draw, ids = partial(_draw_one, samples, part), ids_to_compare(len(dataset)).tolist()
         check_reproducible(draw, ids, bit_identical, partial(samples.locate, part))
+    if target == "values" and first.targets.dtype == torch.float64:
+        _check_digits(samples)
     pool = WorkerPool(samples, data.workers) if data.workers else None
     made = {part: SampleDataset(samples, part, pool, num_classes, target) for part in sets}
     source = Datasets(
@@ -71,6 +79,15 @@ def load_samples(returned: Any, data: DataSection, seed: int, target: TargetKind
 
 def _draw_one(samples: KeyedSamples, part: str, sample_id: int) -> Drawn:
     return drawn_or_raise(samples.draw(Request(part, np.array([0]), np.array([sample_id]))))
+
+
+def _check_digits(samples: KeyedSamples) -> None:
+    """Raise RunError if float32 has too few digits for a few targets of the training set, from its whole length."""
+    count = len(samples.sets["train"])
+    ids = np.unique(np.linspace(0, count - 1, _NUM_TARGETS).astype(np.int64))
+    drawn = drawn_or_raise(samples.draw(Request("train", np.zeros_like(ids), ids)))
+    place = f"data.source = {samples.source!r}, {len(ids)} samples of the training set"
+    check_digits(drawn.targets.reshape(len(ids), -1).numpy(), place)
 
 
 def _sets_of(returned: Any, data: DataSection) -> dict[str, Any]:
@@ -137,8 +154,7 @@ def _classes(dataset: Any, data: DataSection, targets: Any, target: TargetKind |
     """
     if fault := _target_fault(targets, target):
         raise JobError([Fault("data.source", f"{data.source}: {fault}")])
-    names, count = (plain(_attribute(dataset, name)) for name in ("classes", "num_classes"))
-    classes = tuple(map(str, names)) if isinstance(names, Iterable) and not isinstance(names, (str, Mapping)) else ()
+    classes, count = _class_list(dataset), plain(_attribute(dataset, "num_classes"))
     known = count if isinstance(count, int) and count > 0 else len(classes)
     if target == "values":
         known = targets.shape[1] if targets.dim() > 1 else 1
@@ -152,6 +168,25 @@ def _classes(dataset: Any, data: DataSection, targets: Any, target: TargetKind |
         fault = f"{data.source}: a sample's target has {targets.shape[1]} probabilities, of {num_classes} classes"
         raise JobError([Fault("data.source", fault)])
     return num_classes, classes
+
+
+def _check_same_classes(sets: Mapping[str, Any], data: DataSection) -> None:
+    """Raise JobError if two sets name other classes: folders, for instance, are numbered in each set by themselves."""
+    ours = _class_list(sets["train"])
+    for part, dataset in sets.items():
+        theirs = _class_list(dataset)
+        if ours and theirs and ours != theirs:
+            lists = (
+                f"classes of train are {listed(ours, _MOST_NAMES)}; those of {part} are {listed(theirs, _MOST_NAMES)}"
+            )
+            fault = f"{data.source}: {lists}; a class must have the same number in all sets"
+            raise JobError([Fault("data.source", fault)])
+
+
+def _class_list(dataset: Any) -> tuple[str, ...]:
+    """Return the attribute `classes` as texts; empty if it is missing."""
+    names = plain(_attribute(dataset, "classes"))
+    return tuple(map(str, names)) if isinstance(names, Iterable) and not isinstance(names, (str, Mapping)) else ()
 
 
 def _target_fault(targets: Any, target: TargetKind | None) -> str | None:

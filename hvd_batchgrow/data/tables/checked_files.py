@@ -45,8 +45,8 @@ class TableFile:
     """By index of the feature."""
     labels: NDArray[Any] | Texts
     """Classes (n,), or numbers (n, K)."""
-    target_names: tuple[str, ...]
-    """Names of the K columns of numbers; empty: the labels are classes."""
+    label_names: tuple[str, ...]
+    """Names of the columns of the labels: one column of classes, or K of numbers."""
     missing: Bits
     """(n,) whether a row lacks its label, a number or a category."""
     notes: tuple[str, ...]
@@ -95,8 +95,8 @@ def check_file(table: RawTable, data: DataSection, *, strict: bool, as_values: b
         faults += [(name, fault) for fault in found]
     names = tuple(table.names[k] for k in roles.features)
     targets = np.stack(columns, axis=1) if as_values else columns[0]
-    target_names = tuple(table.names[k] for k in roles.labels) if as_values else ()
-    file = TableFile(table, names, values, categories, targets, target_names, missing, tuple(notes))
+    label_names = tuple(table.names[k] for k in roles.labels)
+    file = TableFile(table, names, values, categories, targets, label_names, missing, tuple(notes))
     return file, listed_faults(table, faults)
 
 

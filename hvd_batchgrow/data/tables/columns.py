@@ -12,7 +12,7 @@ from typing import Any
 
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.data.tables.csv_dialect import CsvForm, csv_form, not_utf8, record_lines
-from hvd_batchgrow.data.tables.optional_packages import need
+from hvd_batchgrow.data.tables.optional_packages import arrow_path, need
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 from hvd_batchgrow.messages.wording import listed
 
@@ -112,7 +112,7 @@ def _csv_texts(path: Path, form: CsvForm, ragged: list[tuple[int, str]], *, thre
         return "skip"
 
     return csv.read_csv(
-        str(path),
+        arrow_path(path),
         csv.ReadOptions(
             use_threads=threads,
             column_names=numbered,
@@ -126,7 +126,7 @@ def _csv_texts(path: Path, form: CsvForm, ragged: list[tuple[int, str]], *, thre
 
 
 def _first_bad_line(path: Path) -> int:
-    with need("pyarrow", "pyarrow").input_stream(str(path), compression="detect") as file:
+    with need("pyarrow", "pyarrow").input_stream(arrow_path(path), compression="detect") as file:
         for number, line in enumerate(_lines_of(file), 1):
             try:
                 line.decode()
@@ -146,7 +146,7 @@ def _lines_of(file: Any) -> Iterator[bytes]:
 def _read_parquet(path: Path) -> RawTable:
     parquet, arrow = need("pyarrow.parquet", "pyarrow"), need("pyarrow", "pyarrow")
     try:
-        with parquet.ParquetFile(str(path)) as file:
+        with parquet.ParquetFile(arrow_path(path)) as file:
             table = file.read()
         table.validate(full=True)  # finds texts that are not UTF-8, and categories outside their list
     except (OSError, arrow.ArrowException) as error:

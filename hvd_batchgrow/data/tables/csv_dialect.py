@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from hvd_batchgrow.data.datasets.compressed import unpacking
-from hvd_batchgrow.data.tables.optional_packages import need
+from hvd_batchgrow.data.tables.optional_packages import arrow_path, need
 from hvd_batchgrow.messages.errors import RunError
 
 NUMBER = r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?"
@@ -81,7 +81,7 @@ def _head(path: Path) -> str:
     """Return the first complete lines, as text."""
     arrow = need("pyarrow", "pyarrow")
     try:
-        with arrow.input_stream(str(path), compression="detect") as file:
+        with arrow.input_stream(arrow_path(path), compression="detect") as file:
             data = more = file.read(_HEAD_BYTES)
             while more and data.count(b"\n") < 2:
                 data += (more := file.read(_HEAD_BYTES))
@@ -180,7 +180,7 @@ def record_lines(path: Path, form: CsvForm, records: Sequence[int]) -> dict[int,
 
 
 def _starts(path: Path, form: CsvForm) -> Iterator[int]:
-    stream = io.BufferedReader(need("pyarrow", "pyarrow").input_stream(str(path), compression="detect"))
+    stream = io.BufferedReader(need("pyarrow", "pyarrow").input_stream(arrow_path(path), compression="detect"))
     with io.TextIOWrapper(stream, "utf-8-sig", errors="replace", newline="") as file:
         for _ in range(form.skip_lines):
             file.readline()

@@ -36,10 +36,10 @@ def parse(
         as_values: whether the labels are numbers instead of classes.
 
     Returns:
-        names: of the feature columns; categories_K: the categories of column K in all files;
-        classes: if labels are texts; PART_values (n, columns), float32 or float64: numbers, NaN if missing, and codes
-        of categories, -1 if missing; PART_labels (n,), or (n, K) of float32 with target_names (K,); PART_ends: the
-        cumulative number of rows of the files; PART_kept: the rows that are kept, if some are not; notes.
+        names: of the feature columns; label_names: of the label columns; categories_K: the categories of column K in
+        all files; classes: if labels are texts; PART_values (n, columns), float32 or float64: numbers, NaN if missing,
+        and codes of categories, -1 if missing; PART_labels (n,), or (n, K) of float32; PART_ends: the cumulative number
+        of rows of the files; PART_kept: the rows that are kept, if some are not; notes.
 
     Raises:
         JobError: a column does not exist.
@@ -73,9 +73,10 @@ def _check_alike(first: TableFile, other: TableFile) -> None:
         differing = [f"{a!r} and {b!r}" for a, b in pairs if a != b] or ["the number of them"]
         counts = f"{paths[0]} has {len(first.names)} features and {paths[1]} {len(other.names)}"
         raise RunError(f"{counts}, and they must be the same in the same order; the first that differs: {differing[0]}")
-    if first.target_names != other.target_names:
-        names = ", ".join(other.target_names)
-        raise RunError(f"the targets of {paths[0]} are {', '.join(first.target_names)}, those of {paths[1]} {names}")
+    if first.label_names != other.label_names:
+        ours, theirs = (", ".join(map(repr, file.label_names)) for file in (first, other))
+        fault = f"the label of {paths[0]} is {ours}, that of {paths[1]} is {theirs}, and they must have the same name"
+        raise RunError(f"{fault}; data.label names the column, which by default is the last one")
     kinds = ["text" if isinstance(file.labels, Texts) else "numbers" for file in (first, other)]
     if kinds[0] != kinds[1]:
         found = f"are {kinds[0]} in {paths[0]} and {kinds[1]} in {paths[1]}"
@@ -85,7 +86,8 @@ def _check_alike(first: TableFile, other: TableFile) -> None:
 
 
 def _joined(parts: Parts, data: DataSection) -> Arrays:
-    arrays: dict[str, NDArray[Any]] = {"names": np.array(parts["train"][0].names)}
+    first = parts["train"][0]
+    arrays: dict[str, NDArray[Any]] = {"names": np.array(first.names), "label_names": np.array(first.label_names)}
     kept = {part: [_kept(file, data) for file in files] for part, files in parts.items()}
     notes = [note for files in parts.values() for file in files for note in file.notes]
     for part, files in parts.items():
@@ -101,7 +103,7 @@ def _joined(parts: Parts, data: DataSection) -> Arrays:
         part: np.concatenate([file.values[rows] for file, rows in zip(files, kept[part], strict=True)])
         for part, files in parts.items()
     }
-    for column in parts["train"][0].categories:
+    for column in first.categories:
         words = _words(parts, column)
         arrays[f"categories_{column}"] = np.array(words)
         for part, files in parts.items():
@@ -110,9 +112,8 @@ def _joined(parts: Parts, data: DataSection) -> Arrays:
     narrow = all(_fits(part) for part in values.values())
     arrays |= {f"{part}_values": found.astype(np.float32) if narrow else found for part, found in values.items()}
     arrays |= _labels(parts, kept)
-    if target_names := parts["train"][0].target_names:
-        arrays["target_names"] = np.array(target_names)
-        check_digits(arrays["train_labels"], f"{parts['train'][0].table.path}, training rows", target_names)
+    if arrays["train_labels"].ndim == 2:  # numbers
+        check_digits(arrays["train_labels"], f"{first.table.path}, training rows", first.label_names)
         arrays |= {key: as_float32(arrays[key]) for key in (f"{part}_labels" for part in parts)}
     return arrays | ({"notes": np.array(list(dict.fromkeys(notes)))} if notes else {})
 

@@ -20,7 +20,7 @@ from hvd_batchgrow.data.order.stream import Stream
 from hvd_batchgrow.data.tables.columns import NUM_SHOWN
 from hvd_batchgrow.data.tables.rows import Encoding, Rows, known
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
-from hvd_batchgrow.messages.wording import listed
+from hvd_batchgrow.messages.wording import counted, listed
 
 _FEW_CLASSES = 32
 """Up to this number, text classes need no key, even if there are few rows."""
@@ -59,13 +59,14 @@ def table_source(table: Table, data: DataSection, seed: int, report: ReportProgr
         JobError: the labels do not determine the classes, or exceed the job's number of classes.
         RunError: a label is not among the classes, a category is unknown, or a number cannot be standardized.
     """
-    names = tuple(map(str, table.arrays.get("target_names", ())))
+    labels = tuple(map(str, table.arrays.get("label_names", ())))
+    names = labels if table.arrays["train_labels"].ndim == 2 else ()  # of numbers
     classes, first, num_classes = (names, 0, len(names)) if names else _classes(table, data)
     fit = _fit(table, data, seed, report)
     train, test = (_rows(table, fit, part, first, data) for part in ("train", "test"))
     mean, std = train.encoding.spread(fit["mean"], 0.0), train.encoding.spread(fit["std"], 1.0)
-    notes = tuple(map(str, table.arrays.get("notes", ())))
-    schema = _schema(table, fit, train.encoding, classes, first)
+    notes = tuple(str(note) for arrays in (table.arrays, fit) for note in arrays.get("notes", ()))
+    schema = _schema(table, fit, train.encoding, classes, first) | {"label_columns": list(labels)}
     if names:
         for part, targets in (("training", train.targets), ("test", test.targets)):
             check_numbers(targets, f"{table.name}, {part} rows, as float32")
@@ -122,8 +123,12 @@ def _fit(table: Table, data: DataSection, seed: int, report: ReportProgress) -> 
         train, test = _members(table, data, seed)
         parts: dict[str, Any] = {} if train is None else {"train": train, "test": test}
         parts |= {f"lookup_{k}": _lookup(table, k, train) for k in table.categories()}
-        if data.unknown_category == "error":
-            _refuse_unknown(table, parts, test)
+        unknown = _unknown(table, parts, test)
+        if unknown and data.unknown_category == "error":
+            remedy = "data.unknown_category = 'ignore' encodes them as no category"
+            raise RunError(f"test rows have categories that no training row has: {'; '.join(unknown)}; {remedy}")
+        if unknown:
+            parts["notes"] = np.array([f"test rows, encoded as no category, {fault}" for fault in unknown])
         rows = Rows(table.arrays["train_values"], train, _labels(table, "train", train), _AS_STORED, str)
         names = [str(name) for name in table.arrays["names"]]
         fill = None
@@ -177,8 +182,8 @@ def _lookup(table: Table, column: int, train: Ids | None) -> Any:
     return lookup
 
 
-def _refuse_unknown(table: Table, parts: Mapping[str, Any], test: Ids | None) -> None:
-    """Raise RunError if a test row has a category that no training row has."""
+def _unknown(table: Table, parts: Mapping[str, Any], test: Ids | None) -> list[str]:
+    """Return the test rows with a category that no training row has: for each column, their number and the first."""
     part = "train" if test is not None else "test"
     faults = []
     for column, words in table.categories().items():
@@ -188,10 +193,9 @@ def _refuse_unknown(table: Table, parts: Mapping[str, Any], test: Ids | None) ->
         if len(wrong):
             places = [f"{table.places[part](k)}: {words[codes[k]]!r}" for k in wrong[:NUM_SHOWN].tolist()]
             shown = listed([*places, *wrong[NUM_SHOWN:]], NUM_SHOWN, separator="; ")
-            faults.append(f"column {str(table.arrays['names'][column])!r}: {shown}")
-    if faults:
-        remedy = "data.unknown_category = 'ignore' encodes them as no category"
-        raise RunError(f"test rows have categories that no training row has: {'; '.join(faults)}; {remedy}")
+            name = str(table.arrays["names"][column])
+            faults.append(f"column {name!r}, {len(wrong):,} of {counted(len(rows), 'row')}: {shown}")
+    return faults
 
 
 def _rows(table: Table, fit: Arrays, part: str, first: int, data: DataSection) -> Rows:

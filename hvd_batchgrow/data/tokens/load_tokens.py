@@ -20,6 +20,7 @@ from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.messages.wording import counted
 
 _WIDER = {"uint8": "uint16", "uint16": "uint32"}
+_IF_INT64 = "if it is int64, numpy's default, save it as uint32: numpy.array(ids, numpy.uint32).tofile(…)"
 
 
 def load(data: DataSection, seed: int, report: ReportProgress) -> Datasets:
@@ -48,25 +49,47 @@ def _windows(data: DataSection, path: Path, context: int, vocabulary: int, repor
     stamp = [file_stamp(path), str(tokens.dtype)]
     summary = cached_arrays("tokens", str(path.resolve()), stamp, lambda: _summary(tokens, path, report))["summary"]
     low, high, even, odd = summary.tolist()
-    wider = _WIDER.get(data.token_dtype or "")
-    if wider and even and not odd:
-        fault = f"{path}: every second {data.token_dtype} is 0, as in a file of {wider}"
-        raise RunError(f"{fault}; set data.token_dtype = {wider!r}")
+    if fault := _wider_fault(data.token_dtype, vocabulary, even, odd):
+        raise RunError(f"{path}: {fault}")
     if low < 0 or high >= vocabulary:
         raise RunError(_range_fault(tokens, path, vocabulary, high, data.token_dtype))
     return TokenWindows(tokens, context, str(path))
 
 
 def _summary(tokens: NDArray[Any], path: Path, report: ReportProgress) -> Arrays:
-    """Return the least and the largest token, and whether any token at an even and at an odd position is not 0."""
-    low, high, start = int(tokens[0]), int(tokens[0]), 0
-    nonzero = [False, False]
+    """Return the least and the largest token, and the largest one at an even and at an odd position, from 0."""
+    low, start = int(tokens[0]), 0
+    highest = [int(tokens[0]), int(tokens[1])]
     for chunk in chunks_of(tokens, f"reading {path.name}", report):
-        low, high = min(low, int(chunk.min())), max(high, int(chunk.max()))
-        for first in (0, 1):
-            nonzero[(start + first) % 2] |= bool(chunk[first::2].any())
+        low = min(low, int(chunk.min()))
+        for first in range(min(2, len(chunk))):
+            at = (start + first) % 2
+            highest[at] = max(highest[at], int(chunk[first::2].max()))
         start += len(chunk)
-    return {"summary": np.array([low, high, *nonzero], dtype=np.int64)}
+    return {"summary": np.array([low, max(highest), *highest], dtype=np.int64)}
+
+
+def _wider_fault(token_dtype: str | None, vocabulary: int, even: int, odd: int) -> str:
+    """Return the fault of a flat file that seems to have a type of twice the bits or more; otherwise an empty text.
+
+    Read as b bits, the upper half of a wider token is at an odd position, and is at most ⌊(C - 1) / 2^b⌋.
+
+    Args:
+        token_dtype: `data.token_dtype`; None: the file says its type.
+        vocabulary: C.
+        even: the largest token at an even position, from 0.
+        odd: the largest token at an odd position.
+    """
+    if token_dtype is None:
+        return ""
+    upper = (vocabulary - 1) >> 8 * np.dtype(token_dtype).itemsize
+    if not odd <= upper < even:
+        return ""
+    fault = f"every second {token_dtype} is {f'at most {upper}' if upper else 0}, as in a file of "
+    wider = _WIDER.get(token_dtype)
+    if wider is None:
+        return f"{fault}int64; {_IF_INT64}"
+    return f"{fault}{wider}; set data.token_dtype = {wider!r}" + (f"; {_IF_INT64}" if wider == "uint32" else "")
 
 
 def _range_fault(tokens: NDArray[Any], path: Path, vocabulary: int, high: int, token_dtype: str | None) -> str:

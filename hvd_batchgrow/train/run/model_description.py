@@ -89,6 +89,8 @@ class TableColumns(_Part):
     unknown_category: Literal["error", "ignore"]
     first_label: int
     """Label of class 0 in a label column of numbers."""
+    label_columns: tuple[str, ...] = ()
+    """Their names; empty: not recorded."""
 
 
 class LearnedTask(_Part):
@@ -203,6 +205,7 @@ def _table(job: Job, source: Datasets) -> TableColumns | None:
         missing=job.data.missing,
         unknown_category=job.data.unknown_category,
         first_label=source.schema["first_label"],
+        label_columns=source.schema.get("label_columns") or (),
     )
 
 

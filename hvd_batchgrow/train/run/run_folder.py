@@ -44,7 +44,7 @@ from hvd_batchgrow.train.run.fork import FIXED, Origin, changes, fork_run
 from hvd_batchgrow.train.run.model_description import FILE, ModelDescription
 from hvd_batchgrow.train.run.versions import installed_versions
 
-_MEANING = ("features", "categories", "classes", "first_label", "validation", "test")
+_MEANING = ("features", "categories", "label_columns", "classes", "first_label", "validation", "test")
 """Keys of the data's schema that define the meaning of the network's inputs and outputs, and which samples are held
 out."""
 

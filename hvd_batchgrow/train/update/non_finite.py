@@ -8,7 +8,7 @@ import numpy as np
 
 from hvd_batchgrow.data.datasets.dataset import Dataset
 from hvd_batchgrow.data.order.stream import Stream
-from hvd_batchgrow.data.samples.find_non_finite import non_finite_sample
+from hvd_batchgrow.data.samples.find_non_finite import Check, non_finite_sample
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.events import Evaluation
@@ -27,7 +27,14 @@ class NonFinite(RunError):  # noqa: N818  # the name states the fault
         super().__init__("the loss is not finite" if slots else "the gradient is not finite")
 
 
-def describe(fault: NonFinite | OverflowError, plan: Plan, stream: Stream, samples: int, train: Dataset) -> str:
+def describe(
+    fault: NonFinite | OverflowError,
+    plan: Plan,
+    stream: Stream,
+    samples: int,
+    train: Dataset,
+    check: Check | None = None,
+) -> str:
     """Return the message for an update that is not finite: its samples, its first bad ghost batches, the remedy.
 
     Args:
@@ -36,6 +43,7 @@ def describe(fault: NonFinite | OverflowError, plan: Plan, stream: Stream, sampl
         stream: of the run.
         samples: sample counter before the update.
         train: the training set, whose samples are read again to find one that is not finite.
+        check: the task's `check_targets`; None: it accepts any.
     """
     phase = plan.schedule.at(samples)
     update, end = plan.schedule.updates_at(samples), samples + phase.global_batch
@@ -53,19 +61,20 @@ def describe(fault: NonFinite | OverflowError, plan: Plan, stream: Stream, sampl
     if fault.slots:
         starts = samples + np.array(fault.slots) * plan.ghost_batch
         epochs, all_ids = stream.at((starts[:, None] + np.arange(plan.ghost_batch)).reshape(-1))
-        if (found := non_finite_sample(train, epochs, all_ids)) is not None:
+        if (found := non_finite_sample(train, epochs, all_ids, check)) is not None:
             return "\n  ".join([*lines, f"{found}: correct the data"])
     lines.append("update.on_nonfinite = 'skip' skips such updates; a lower learning rate or a warm-up may prevent them")
     return "\n  ".join(lines)
 
 
-def describe_evaluation(evaluation: Evaluation, precision: str, evaluated: Dataset) -> str:
+def describe_evaluation(evaluation: Evaluation, precision: str, evaluated: Dataset, check: Check | None = None) -> str:
     """Return the message for an evaluation whose loss is infinite or NaN, with what may help.
 
     Args:
         evaluation: an evaluation whose `is_finite` is False.
         precision: `update.precision`, in which the set was evaluated too.
         evaluated: the set, whose samples are read again to find one that is not finite.
+        check: the task's `check_targets`; None: it accepts any.
     """
     is_average = math.isfinite(evaluation.loss)
     which = f"{evaluation.dataset} loss{' of the averaged weights' * is_average}"
@@ -74,7 +83,7 @@ def describe_evaluation(evaluation: Evaluation, precision: str, evaluated: Datas
     lower = "" if has_full_range else f"; update.precision = 'float32' has a larger range than {precision!r}"
     head = f"evaluation at sample {evaluation.samples:,} (epoch {evaluation.epoch:.2f}): the {which} is {loss}\n  "
     ids = np.arange(len(evaluated))
-    if (found := non_finite_sample(evaluated, np.zeros_like(ids), ids)) is not None:
+    if (found := non_finite_sample(evaluated, np.zeros_like(ids), ids, check)) is not None:
         return f"{head}{found}: correct the data"
     return (
         f"{head}a lower learning rate or a warm-up may prevent it{lower}\n  "
