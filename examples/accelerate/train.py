@@ -51,7 +51,13 @@ def train(accelerator: Accelerator, ranks: Ranks, max_updates: int | None) -> No
 
     num_processes = accelerator.num_processes
     plan = plan_updates(
-        GROWTH, lr=LR, momentum=BETAS[0], num_samples=1500, ghost_batch=8, num_ranks=num_processes, max_micro_batch=16
+        GROWTH,
+        lr=LR,
+        num_samples=1500,
+        ghost_batch=8,
+        num_ranks=num_processes,
+        max_micro_batch=16,
+        optim={"name": "adamw", "betas": BETAS, "weight_decay": 0.01},
     )
     sampler = PlanBatchSampler(plan, SEED, accelerator.process_index, num_processes)
     scheduler = PlanLR(optimizer, plan, sampler)

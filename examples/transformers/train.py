@@ -111,7 +111,13 @@ def train(max_updates: int | None) -> None:
     ranks = arguments.world_size
     # The micro-batch limit is above the largest batch, so an update is one batch of the loader.
     plan = plan_updates(
-        GROWTH, lr=LR, momentum=BETAS[0], num_samples=1500, ghost_batch=8, num_ranks=ranks, max_micro_batch=1024
+        GROWTH,
+        lr=LR,
+        num_samples=1500,
+        ghost_batch=8,
+        num_ranks=ranks,
+        max_micro_batch=1024,
+        optim={"name": "adamw", "betas": BETAS, "weight_decay": 0.01},
     )
     arguments.max_steps = plan.num_updates
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=BETAS, weight_decay=0.01)

@@ -10,7 +10,14 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from hvd_batchgrow.library.plan_batch_sampler import PlanBatchSampler
 from hvd_batchgrow.library.updates import check_boundary
-from hvd_batchgrow.optim.build import FIRST_DECAY, lr_ratios, set_momentum, set_weight_decay, weight_decays
+from hvd_batchgrow.optim.build import (
+    FIRST_DECAY,
+    check_momentum,
+    lr_ratios,
+    set_momentum,
+    set_weight_decay,
+    weight_decays,
+)
 from hvd_batchgrow.schedule.phases import Phase
 from hvd_batchgrow.schedule.plan import Plan
 
@@ -23,6 +30,10 @@ class PlanLR(LRScheduler):
     the other groups keep their ratio to it (or have `lr_scale`, as in timm). With `lr_rule = "adam"` or
     "adam_linear", it also sets β₂ and eps, from `optim` of `plan_updates`. The weight decay of each group changes only
     with `weight_decay_rule = "per_epoch"` there, by the same factor in all groups.
+
+    Where a phase changes the momentum or the betas, `step()` adapts the optimizer's state. With
+    `rescale_momentum = True` in `optim` of `plan_updates`, it scales the buffer to its new level. Nothing else changes
+    the state, so it may be loaded before or after the scheduler is made.
 
     Args:
         optimizer: the optimizer to set.
@@ -45,7 +56,8 @@ class PlanLR(LRScheduler):
             # In the optimizer's state, so that it may be loaded before this is made.
             for group, weight_decay in zip(optimizer.param_groups, self._weight_decays, strict=True):
                 group[FIRST_DECAY] = weight_decay
-        self._has_momentum = _has_momentum(optimizer, plan)
+        check_momentum(optimizer, max(phase.momentum for phase in plan.schedule.phases))
+        self._rescales_momentum = getattr(plan.job.optim, "rescale_momentum", False)
         self._samples = 0
         self.phase = self._schedule.at(0)
         super().__init__(optimizer)  # which calls step() once
@@ -80,15 +92,20 @@ class PlanLR(LRScheduler):
                 "step() was called once more: call it once per optimizer step"
             )
         # last_epoch counts updates; it is -1 when the constructor calls this.
-        self._move(self._samples + (self.phase.global_batch if self.last_epoch >= 0 else 0))
+        is_update = self.last_epoch >= 0
+        self._move(self._samples + (self.phase.global_batch if is_update else 0), keeps_state=not is_update)
 
     def set_samples(self, samples: int) -> None:
-        """Continue at another sample counter. Raises ValueError if it is not an update boundary of the plan."""
+        """Continue at another sample counter, with an optimizer whose state is that of the counter.
+
+        Raises:
+            ValueError: the counter is not an update boundary of the plan.
+        """
         check_boundary(self._schedule, samples)
         done = self._schedule.updates_at(samples)
         self.last_epoch = done - 1
         self._step_count = 0  # as in the constructor: without torch's warning about the order of the calls
-        self._move(samples)
+        self._move(samples, keeps_state=True)
         self._step_count = done + 1
         if self._sampler:
             self._sampler.set_samples(samples)
@@ -101,23 +118,12 @@ class PlanLR(LRScheduler):
         """Continue at a saved sample counter. Raises ValueError if it is not an update boundary of the plan."""
         self.set_samples(state_dict["samples"])
 
-    def _move(self, samples: int) -> None:
+    def _move(self, samples: int, *, keeps_state: bool) -> None:
         self._samples = samples
         if samples < self._schedule.end_samples:
             self.phase = self._schedule.at(samples)
         super().step()
-        if self._has_momentum:
-            set_momentum(self.optimizer, self.phase)
+        set_momentum(self.optimizer, self.phase, rescale=self._rescales_momentum, keeps_state=keeps_state)
         set_weight_decay(self.optimizer, self.phase, self._weight_decays)
         if self._sampler:
             self._sampler.follow(samples)
-
-
-def _has_momentum(optimizer: torch.optim.Optimizer, plan: Plan) -> bool:
-    """Return whether the optimizer has momentum. Raises ValueError if only the plan has."""
-    if all("momentum" in group or "betas" in group for group in optimizer.param_groups):
-        return True
-    if momentum := max(phase.momentum for phase in plan.schedule.phases):
-        kind = type(optimizer).__name__
-        raise ValueError(f"{kind} has no momentum, and the plan sets {momentum:g}; use plan_updates(…, momentum=0)")
-    return False

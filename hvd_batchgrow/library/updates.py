@@ -19,6 +19,18 @@ from hvd_batchgrow.schedule.phases import Phase, Schedule
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.train.update.forward import MicroBatch
 
+_IN_GROUPS = "set it in the parameter groups of your optimizer"
+_SET_ELSEWHERE = {
+    "lr": "give plan_updates(…, lr=…)",
+    "momentum": "give plan_updates(…, momentum=…), or betas for Adam",
+    "nesterov": "set it in your optimizer",
+    "trust_coefficient": "set it in your optimizer",
+    "decay_norm_and_bias": f"{_IN_GROUPS}: weight_decay of each",
+    "groups": f"{_IN_GROUPS}: lr and weight_decay of each",
+    "layer_decay": f"{_IN_GROUPS}: lr of each",
+}
+"""Keys of `[optim]` that do not affect a plan, and where to set them."""
+
 
 @dataclass(frozen=True)
 class PlannedMicroBatch:
@@ -74,7 +86,8 @@ def plan_updates(
         num_samples: N, the size of the training set.
         ghost_batch: γ, the number of samples of a ghost batch.
         optim: other keys of `[optim]`, for policies and rules that depend on the optimizer: "name", and for Adam
-            "betas" (instead of `momentum`) and "eps"; "weight_decay" with "weight_decay_rule". None: SGD.
+            "betas" (instead of `momentum`) and "eps"; "weight_decay" with "weight_decay_rule"; "rescale_momentum" for
+            `PlanLR`. None: SGD.
         num_ranks: R.
         max_micro_batch: largest number of samples of a micro-batch; None: the default of a job file.
         exact: use one ghost batch per micro-batch, as an exact engine requires.
@@ -96,6 +109,9 @@ def plan_updates(
         fault = "plan_updates plans all updates in advance, and the triggers of policy = 'adaptive' decide during a run"
         raise ValueError(f"{fault}: use another policy, such as 'grow', or train the job with hvd-batchgrow train")
     given = {"name": "sgd", **(optim or {})}
+    if unused := [key for key in given if key in _SET_ELSEWHERE]:
+        faults = [Fault(f"optim.{key}", f"has no effect on a plan; {_SET_ELSEWHERE[key]}") for key in unused]
+        raise JobError(faults, "plan_updates")
     if momentum is None and "betas" not in given:
         raise ValueError("the plan sets the momentum of your optimizer: give momentum, or betas of Adam in optim")
     layout = {"max_micro_batch": max_micro_batch, "exact": exact, "uneven_ranks": uneven_ranks}

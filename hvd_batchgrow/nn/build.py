@@ -11,6 +11,7 @@ from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.model_specs import OWN, read_name
 from hvd_batchgrow.data.datasets.example import Example, InputForm
 from hvd_batchgrow.messages.errors import Fault, JobError, describe_error, faults_of
+from hvd_batchgrow.messages.wording import listed
 from hvd_batchgrow.nn.checks.deterministic_trial import any_kernels, nondeterministic_layer
 from hvd_batchgrow.nn.checks.layout_hazards import NUM_SAMPLES, layout_hazards
 from hvd_batchgrow.nn.checks.model_keys import check_shape
@@ -21,7 +22,7 @@ from hvd_batchgrow.nn.ghost.convert import fuse_relu
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
 from hvd_batchgrow.nn.hadamard import fix_classifier
 from hvd_batchgrow.nn.load_weights import load_weights
-from hvd_batchgrow.nn.modes import modes_of
+from hvd_batchgrow.nn.modes import modes_of, norms_out_of_mode
 from hvd_batchgrow.nn.norm_gradients import refuse_compiled
 from hvd_batchgrow.nn.own_network import load_own, try_own
 from hvd_batchgrow.nn.state.forward_state import NUM_SAMPLES as NUM_TRIAL
@@ -40,11 +41,14 @@ def build_model(job: Job, form: InputForm, num_classes: int) -> nn.Module:
         num_classes: number of classes.
 
     Raises:
-        JobError: the network does not accept such samples, a custom network has a fault, or a pattern of
-            `model.freeze` matches nothing.
+        JobError: the network does not accept such samples, a custom network has a fault, such as norms that only its
+            constructor put into evaluation mode, or a pattern of `model.freeze` matches nothing.
     """
     network = _build(job, form, num_classes)
     faults = freeze(network, job.model.freeze) if job.model.freeze else []
+    if names := norms_out_of_mode(network):
+        fault = f"{job.model.name} returns norms in evaluation mode ({listed(names)}), which train() puts into training"
+        faults.append(Fault("model.name", f"{fault}; keep them in evaluation in its train(), or use model.freeze"))
     norms = list(ghost_norms(network))
     in_training = modes_of(network, training=True)
     if job.model.precise_bn_samples and not any(in_training[norm] for norm in norms):

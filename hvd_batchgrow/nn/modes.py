@@ -24,3 +24,20 @@ def modes_of(model: nn.Module, *, training: bool) -> dict[nn.Module, bool]:
     with kept_modes(model):
         model.train(training)
         return {module: module.training for module in model.modules()}
+
+
+def norms_out_of_mode(model: nn.Module) -> list[str]:
+    """Return the names of norms in evaluation mode that `model.train()` would put into training mode.
+
+    A norm is a module with a buffer `running_mean`. If the model itself is in evaluation mode, so are its norms, and
+    the result is empty.
+    """
+    if not model.training:
+        return []
+    norms = [
+        (name, module)
+        for name, module in model.named_modules()
+        if not module.training and module._buffers.get("running_mean") is not None
+    ]
+    in_training = modes_of(model, training=True) if norms else {}
+    return [name for name, module in norms if in_training[module]]

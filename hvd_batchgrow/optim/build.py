@@ -102,32 +102,55 @@ def set_hyperparameters(
     set_momentum(optimizer, phase, rescale=rescale_momentum)
 
 
-def set_momentum(optimizer: torch.optim.Optimizer, phase: Phase, *, rescale: bool = False) -> None:
+def set_momentum(
+    optimizer: torch.optim.Optimizer, phase: Phase, *, rescale: bool = False, keeps_state: bool = False
+) -> None:
     """Set the momentum of the next update: m, or β₁ of Adam, and β₂ and eps if the phase has them.
 
-    If m becomes 0, the buffer is cleared: with m = 0, torch's SGD neither uses nor updates it, and a later phase with
-    momentum would step along gradients of long ago.
+    If m becomes 0, or was 0, the buffer is cleared. With m = 0, torch's SGD neither uses nor updates it, so a later
+    phase with momentum would step along gradients of long ago; and Lars keeps the last gradient in it.
 
     Args:
-        optimizer: all its groups have "momentum" or "betas".
+        optimizer: a group without "momentum" and "betas" is left as it is.
         phase: gives the values.
         rescale: `rescale_momentum` of `set_hyperparameters`.
+        keeps_state: the optimizer's state, if it has one, is already that of the phase: leave it as it is.
+
+    Raises:
+        ValueError: the phase has momentum, and a parameter group has not.
     """
+    check_momentum(optimizer, phase.momentum)
     for group in optimizer.param_groups:
         if "betas" in group:
-            set_betas(optimizer, group, phase.momentum, phase.beta2)
-            group["eps"] = group["eps"] if phase.eps is None else phase.eps
-            continue
-        if group["momentum"] != phase.momentum:
-            if not phase.momentum:
+            set_betas(optimizer, group, phase.momentum, phase.beta2, keeps_state=keeps_state)
+            if phase.eps is not None:
+                group["eps"] = phase.eps
+        elif "momentum" in group:
+            before, group["momentum"] = group["momentum"], phase.momentum
+            if keeps_state or before == phase.momentum:
+                continue
+            if not (before and phase.momentum):
                 _scale_buffers(optimizer, group["params"], 0.0)
             elif rescale:
-                _scale_buffers(optimizer, group["params"], (1 - group["momentum"]) / (1 - phase.momentum))
-        group["momentum"] = phase.momentum
+                _scale_buffers(optimizer, group["params"], (1 - before) / (1 - phase.momentum))
 
 
-def set_betas(optimizer: torch.optim.Optimizer, group: dict[str, Any], beta1: float, beta2: float | None) -> None:
-    """Set β₁ and β₂ of a parameter group of Adam.
+def check_momentum(optimizer: torch.optim.Optimizer, momentum: float) -> None:
+    """Raise ValueError if a plan has momentum, and a parameter group has neither "momentum" nor "betas"."""
+    if momentum and not all("momentum" in group or "betas" in group for group in optimizer.param_groups):
+        kind = type(optimizer).__name__
+        raise ValueError(f"{kind} has no momentum, and the plan sets {momentum:g}; use plan_updates(…, momentum=0)")
+
+
+def set_betas(
+    optimizer: torch.optim.Optimizer,
+    group: dict[str, Any],
+    beta1: float,
+    beta2: float | None,
+    *,
+    keeps_state: bool = False,
+) -> None:
+    """Set β₁ and β₂ of a parameter group of Adam; further betas, as of Adan, stay as they are.
 
     Adam divides its average of squares by 1 - β₂^t, the sum of the weights of all t squares. If β₂ becomes β₂', t
     becomes t' = t ln β₂ / ln β₂', so that the sum stays that of the average. It divides its average of gradients by
@@ -140,11 +163,12 @@ def set_betas(optimizer: torch.optim.Optimizer, group: dict[str, Any], beta1: fl
         group: of its `param_groups`.
         beta1: β₁.
         beta2: β₂; None: unchanged.
+        keeps_state: see `set_momentum`.
     """
     before = group["betas"]
-    after = (beta1, before[1] if beta2 is None else beta2)
+    after = (beta1, before[1] if beta2 is None else beta2, *before[2:])
     group["betas"] = after
-    if after == tuple(before):
+    if keeps_state or after == tuple(before):
         return
     states = [optimizer.state[parameter] for parameter in group["params"] if parameter in optimizer.state]
     for state in states:
@@ -152,9 +176,9 @@ def set_betas(optimizer: torch.optim.Optimizer, group: dict[str, Any], beta1: fl
             continue
         weights = _sum_of_weights(before[0], state["step"])
         if 0 < before[1] != after[1] > 0:
-            state["step"].mul_(math.log(before[1]) / math.log(after[1]))
+            state["step"] *= math.log(before[1]) / math.log(after[1])  # a tensor, or a number
         elif before[1] == 0 < after[1]:  # t' without limit; at this one 1 - β₂'^t' is 1 in float64
-            state["step"].sign_().mul_(math.log(2**-64) / math.log(after[1]))
+            state["step"] = (state["step"] > 0) * (math.log(2**-64) / math.log(after[1]))
         if "exp_avg" in state and "mu_product" not in state:
             ratio = _sum_of_weights(beta1, state["step"]) / weights
             state["exp_avg"].mul_(ratio.nan_to_num(1.0))  # NaN: both are 0, as long as no step was applied

@@ -78,11 +78,12 @@ def test_the_first_step_is_a_share_of_the_weights_size_whatever_the_gradients(sc
 def _course(momenta: list[float] | None) -> Plan:
     """300 samples: a warm-up from 0, growth to 48, then a falling rate."""
     schedule = {"warmup_epochs": 0.4, "max_batch": 48, **({"momenta": momenta} if momenta else {})}
-    return compile_plan(small_job(schedule=schedule), 1, NUM_TRAIN)
+    optim = {"momentum": momenta[0]} if momenta else {}
+    return compile_plan(small_job(schedule=schedule, optim=optim), 1, NUM_TRAIN)
 
 
 @pytest.mark.parametrize("rescale", [False, True])
-@pytest.mark.parametrize("momenta", [None, [0.9, 0.8, 0.8, 0.85]])
+@pytest.mark.parametrize("momenta", [None, [0.9, 0.8, 0.8, 0.85], [0.0, 0.9, 0.0, 0.8], [0.9, 0.0, 0.95, 0.95]])
 def test_without_trust_the_correction_gives_torchs_sgd_under_any_schedule(
     monkeypatch: pytest.MonkeyPatch, momenta: list[float] | None, rescale: bool
 ) -> None:

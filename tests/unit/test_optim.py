@@ -161,6 +161,63 @@ def test_a_new_beta1_leaves_averages_that_are_not_corrected() -> None:
     assert optimizer.state[weight]["exp_avg"].tolist() == [1.0] * 3
 
 
+class Counting(torch.optim.Optimizer):
+    """Adam whose groups have no eps and may have a third beta, and that counts its steps as a Python number."""
+
+    def __init__(self, params: Any, betas: tuple[float, ...]) -> None:
+        super().__init__(params, {"lr": 1e-3, "betas": betas})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for param in group["params"]:
+                state = self.state[param]
+                if not state:
+                    state |= {"step": 0, "exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param)}
+                state["step"] += 1
+                averages = []
+                for key, value, beta in zip(
+                    ("exp_avg", "exp_avg_sq"), (param.grad, param.grad.square()), group["betas"], strict=False
+                ):
+                    state[key].mul_(beta).add_(value, alpha=1 - beta)
+                    averages.append(state[key] / (1 - beta ** state["step"]))
+                param.sub_(group["lr"] * averages[0] / averages[1].sqrt())
+
+
+@pytest.mark.parametrize("first", [0.99, 0.0])
+def test_steps_may_be_counted_as_a_python_number(first: float) -> None:
+    """With a constant gradient each corrected average is that gradient, so each step is the learning rate."""
+    weight = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    optimizer = Counting([weight], (0.9, first))
+    for beta2 in [first] * 5 + [0.9] * 3 + [0.98] * 2:
+        set_hyperparameters(optimizer, replace(PHASE, lr=1e-3, beta2=beta2))
+        before, weight.grad = weight.detach().clone(), torch.full((3,), 2.0, dtype=torch.float64)
+        optimizer.step()
+        torch.testing.assert_close(before - weight.detach(), torch.full_like(before, 1e-3), rtol=1e-9, atol=0)
+    assert isinstance(optimizer.state[weight]["step"], float)
+
+
+def test_groups_without_eps_get_none_and_keep_a_third_beta() -> None:
+    """Lion has no eps; Adan has three betas."""
+    optimizer = Counting([nn.Parameter(torch.ones(3))], (0.98, 0.92, 0.99))
+    group = optimizer.param_groups[0]
+    set_hyperparameters(optimizer, replace(PHASE, momentum=0.95))
+    assert group["betas"] == (0.95, 0.92, 0.99)
+    assert "eps" not in group
+    set_hyperparameters(optimizer, replace(PHASE, momentum=0.9, beta2=0.8))
+    assert group["betas"] == (0.9, 0.8, 0.99)
+
+
+def test_only_groups_with_momentum_get_one() -> None:
+    first, second = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([{"params": [first]}, {"params": [second]}], lr=0.1, momentum=0.9)
+    del optimizer.param_groups[1]["momentum"]
+    set_hyperparameters(optimizer, replace(PHASE, momentum=0.0))
+    assert [group.get("momentum") for group in optimizer.param_groups] == [0.0, None]
+    with pytest.raises(ValueError, match=r"SGD has no momentum, and the plan sets 0.9; use plan_updates"):
+        set_hyperparameters(optimizer, PHASE)
+
+
 @pytest.mark.parametrize("rescale", [False, True])
 @pytest.mark.parametrize("name", ["sgd", "lars", "rmsprop"])
 def test_a_phase_without_momentum_clears_the_buffer(name: str, rescale: bool) -> None:

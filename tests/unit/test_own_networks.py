@@ -87,6 +87,11 @@ NETS = """
     def frozen(num_classes): return Net(num_classes).requires_grad_(False)
     def none_at_all(num_classes): return nn.Flatten()
 
+    def still_once(num_classes):
+        net = Net(num_classes)
+        net.norm.eval()
+        return net
+
     def by_other_generators(num_classes):
         net = Net(num_classes)
         nn.init.constant_(net.conv.weight, random.random())
@@ -216,6 +221,15 @@ def test_no_norm_is_reestimated_if_the_network_keeps_all_in_evaluation(name: str
     message = f"model.precise_bn_samples: has no effect: {name} keeps in evaluation mode all norms"
     with pytest.raises(JobError, match=message):
         build(name, precise_bn_samples=64)
+
+
+def test_a_norm_that_only_the_constructor_puts_into_evaluation_is_refused(nets: Callable[..., str]) -> None:
+    """Training would put it into training mode, and change the statistics that were to stay."""
+    name = f"{nets()}:still_once"
+    message = rf"model.name: {name} returns norms in evaluation mode \(norm\), .*; keep .*, or use model.freeze"
+    with pytest.raises(JobError, match=message):
+        build(name)
+    assert not build(name, freeze=["norm.*"]).train().norm.training
 
 
 def test_a_train_that_fails_is_refused_with_its_line(nets: Callable[..., str]) -> None:

@@ -17,7 +17,6 @@ from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
 from hvd_batchgrow.nn.ghost.norm_group import NormGroup, group_norms
 from hvd_batchgrow.nn.keyed_random import keyed_modules, set_sample_keys
 from hvd_batchgrow.nn.norm_gradients import NormGradients
-from hvd_batchgrow.nn.parameters import parameter_faults
 from hvd_batchgrow.nn.state.forward_state import ForwardState
 from hvd_batchgrow.optim.build import lr_ratios, set_hyperparameters, set_weight_decay, weight_decays
 from hvd_batchgrow.schedule.phases import Phase
@@ -25,6 +24,7 @@ from hvd_batchgrow.tasks.classification import Classification
 from hvd_batchgrow.tasks.task import Losses
 from hvd_batchgrow.train.liveness.watchdog import WAITING
 from hvd_batchgrow.train.update.changing_buffers import ChangingBuffers
+from hvd_batchgrow.train.update.engine_checks import check_keys, check_parts
 from hvd_batchgrow.train.update.exact_sums import check_range
 from hvd_batchgrow.train.update.forward import Forward, MicroBatch, check_losses, forward_of
 from hvd_batchgrow.train.update.gradient_noise import NoiseEstimate
@@ -67,9 +67,9 @@ class UpdateEngine:
     """Computes updates of a model, which are equal in every layout up to rounding.
 
     Args:
-        model: maps inputs to logits.
-        optimizer: optimizes the model's parameters; do not call its `zero_grad`. The parameter groups
-            get the learning rate of the phase times their ratio, see `lr_ratios`.
+        model: maps inputs to logits. Each update calls its `train()`.
+        optimizer: has all trainable parameters of the model and no others; do not call its `zero_grad`. The parameter
+            groups get the learning rate of the phase times their ratio, see `lr_ratios`.
         ranks: the processes that share an update.
         rule: how the gradient is computed, and how it is processed before the optimizer step.
         forward: maps a micro-batch to the loss of each of its samples, such as the result of `forward_of`; None:
@@ -82,8 +82,8 @@ class UpdateEngine:
         at: called with the name of each stage that this rank enters, for the watchdog.
 
     Raises:
-        ValueError: the first of several parameter groups has learning rate 0, or a parameter cannot be trained (see
-            `parameter_faults`).
+        ValueError: the first of several parameter groups has learning rate 0, or model and optimizer cannot be trained
+            (see `check_parts`).
     """
 
     def __init__(
@@ -99,6 +99,7 @@ class UpdateEngine:
         forward_state: ForwardState | None = None,
         at: Callable[[str], None] = lambda stage: None,
     ) -> None:
+        check_parts(model, optimizer)
         self.model = model
         self.optimizer = optimizer
         self.ranks = ranks
@@ -107,8 +108,6 @@ class UpdateEngine:
         self.rescale_momentum = rescale_momentum
         self.lr_ratios = lr_ratios(optimizer)
         self._weight_decays = weight_decays(optimizer)
-        if faults := parameter_faults(model):
-            raise ValueError("\n".join(faults))
         self._frozen = [
             (name, parameter) for name, parameter in model.named_parameters() if not parameter.requires_grad
         ]
@@ -204,9 +203,9 @@ class UpdateEngine:
             NonFinite: loss or gradient is not finite, and `on_nonfinite` is "stop"; raised on all ranks.
             RunError: the network has set requires_grad of a parameter that was frozen when the engine was made; or
                 the weights of all samples are 0.
-            ValueError: a micro-batch does not have exactly the samples of its ghost batches; a norm did not process
-                them exactly once; `micro_batches` ended early; or the ranks together did not process each ghost
-                batch exactly once.
+            ValueError: a micro-batch does not have exactly the samples of its ghost batches, or no keys (see
+                `check_keys`); a norm did not process them exactly once; `micro_batches` ended early; the ranks together
+                did not process each ghost batch exactly once; or the optimizer has no momentum, and the phase has.
         """
         if num_micro_batches < 1:
             raise ValueError(f"num_micro_batches = {num_micro_batches}: must be at least 1 on each rank")
@@ -331,6 +330,7 @@ class UpdateEngine:
 
     def _forward(self, micro_batch: MicroBatch, ghost_batch: int) -> Losses:
         """Return the losses of the samples of a micro-batch."""
+        check_keys(self.keyed_modules, micro_batch.keys, exact=self.exact)
         set_sample_keys(self.keyed_modules, micro_batch.keys, self.device)
         if (norms := self.buckets.norms) and norms.layers:
             norms.layers.begin(len(micro_batch.slots) * ghost_batch, len(micro_batch.slots))
