@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hvd_batchgrow.library import *  # noqa: F403
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 __all__ = ["ArrayDataset", "Classification", "CollectiveError", "Dataset", "Datasets", "GhostBatchNorm1d",
     "GhostBatchNorm2d", "JobError", "KeyedDropout", "Lars", "Losses", "MicroBatch", "NonFinite", "NormGradients",

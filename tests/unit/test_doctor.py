@@ -48,7 +48,7 @@ FOLDER = {
 }
 GOOD: dict[str, Facts] = {
     "python": {"version": [3, 11, 7], "path": "/usr/bin/python3"},
-    "package": {"version": "0.1.0", "folder": "/x", "extras": {"tables": {"pyarrow": "26.0"}}},
+    "package": {"version": "1.0.0", "folder": "/x", "extras": {"tables": {"pyarrow": "26.0"}}},
     "torch": CUDA_TORCH,
     "ghost_norms": {"is_built": True, "largest_difference": 1e-7},
     "driver": {"tool": {"path": "/x"}, "gpus": [LISTED], "visible_devices": None},
