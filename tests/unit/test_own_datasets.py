@@ -36,6 +36,7 @@ from hvd_batchgrow.messages.errors import JobError, RunError
 from hvd_batchgrow.nn.build import build_model, hazards
 from hvd_batchgrow.schedule.plan import compile_plan
 from hvd_batchgrow.tasks.classification import Classification
+from hvd_batchgrow.torchvision_shim import import_torchvision
 from hvd_batchgrow.train.update.non_finite import NonFinite, describe
 from tests.helpers import job_tree, no_report, small_job
 from tests.own_datasets import NUM_TEST, NUM_TRAIN, Pictures, Trees, augmented, to_floats
@@ -200,6 +201,7 @@ def test_other_samples_are_refused(sample: Any, message: str) -> None:
 def test_named_tuples_and_subclasses_of_tensors_are_collated() -> None:
     from collections import namedtuple
 
+    import_torchvision()
     tv_tensors = importlib.import_module("torchvision.tv_tensors")
     pair = namedtuple("pair", "image mask")  # as users write it
     image = tv_tensors.Image(torch.zeros(3, 2, 2, dtype=torch.uint8))

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hvd_batchgrow.config.source_specs import Kind
 from hvd_batchgrow.config.task_specs import TargetKind
 from hvd_batchgrow.data.datasets.dataset import Dataset, Ids
 from hvd_batchgrow.data.datasets.targets import check_class_range, check_tokens
+from hvd_batchgrow.data.datasets.wrapped_dataset import WrappedDataset
 
 
-class CheckedTargets:
+class CheckedTargets(WrappedDataset):
     """A dataset with computed targets, of which each must be in range. `Dataset` describes the members.
 
     Args:
@@ -24,35 +24,13 @@ class CheckedTargets:
     """
 
     def __init__(self, samples: Dataset, num_classes: int, target: TargetKind) -> None:
-        self._samples = samples
+        super().__init__(samples)
         self.targets = _Targets(samples, num_classes, target)
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    @property
-    def kind(self) -> Kind:
-        """See `Dataset`."""
-        return self._samples.kind
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """See `Dataset`."""
-        return self._samples.shape
-
-    @property
-    def sizes(self) -> NDArray[np.int32]:
-        """See `Dataset`."""
-        return self._samples.sizes
 
     @property
     def fetch(self) -> Callable[..., Any]:
         """See `Dataset`; with the parameters of the dataset's own `fetch`."""
         return self._samples.fetch
-
-    def locate(self, sample_id: int) -> str:
-        """See `Dataset`."""
-        return self._samples.locate(sample_id)
 
 
 class _Targets:

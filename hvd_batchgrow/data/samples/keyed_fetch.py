@@ -6,11 +6,10 @@ import inspect
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hvd_batchgrow.config.source_specs import Kind
 from hvd_batchgrow.data.datasets.dataset import Dataset, Ids, Targets
 from hvd_batchgrow.data.datasets.subset import resolve
+from hvd_batchgrow.data.datasets.wrapped_dataset import WrappedDataset
 from hvd_batchgrow.data.order.keyed_generators import numpy_generators
 from hvd_batchgrow.data.samples.reproducible import check_reproducible, ids_to_compare
 from hvd_batchgrow.messages.errors import RunError
@@ -18,7 +17,7 @@ from hvd_batchgrow.messages.errors import RunError
 _KEYS = ("epochs", "generators")
 
 
-class KeyedFetch:
+class KeyedFetch(WrappedDataset):
     """A dataset whose `fetch` accepts `epochs`, `generators`, or both. `Dataset` describes the members.
 
     Args:
@@ -28,30 +27,13 @@ class KeyedFetch:
     """
 
     def __init__(self, samples: Dataset, keys: tuple[str, ...], seed: int) -> None:
-        self._samples, self._keys, self._seed = samples, keys, seed
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    @property
-    def kind(self) -> Kind:
-        """See `Dataset`."""
-        return self._samples.kind
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """See `Dataset`."""
-        return self._samples.shape
+        super().__init__(samples)
+        self._keys, self._seed = keys, seed
 
     @property
     def targets(self) -> Targets:
         """See `Dataset`."""
         return self._samples.targets
-
-    @property
-    def sizes(self) -> NDArray[np.int32]:
-        """See `Dataset`."""
-        return self._samples.sizes
 
     def fetch(self, ids: Ids) -> Any:
         """Return some samples, drawn with epoch 0."""
@@ -65,10 +47,6 @@ class KeyedFetch:
         if "generators" in self._keys:
             given["generators"] = numpy_generators(self._seed, epochs, ids)
         return self._samples.fetch(ids, **given)
-
-    def locate(self, sample_id: int) -> str:
-        """See `Dataset`."""
-        return self._samples.locate(sample_id)
 
 
 def with_keyed_fetch(samples: Dataset, seed: int) -> Dataset:
