@@ -1,4 +1,4 @@
-"""What ranks compare to notice that a source has returned other samples on one of them."""
+"""What ranks and runs compare to notice that they have other samples."""
 
 from __future__ import annotations
 
@@ -11,21 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hvd_batchgrow.data.changed_data import Summary
 from hvd_batchgrow.data.datasets.dataset import BadSample, Dataset, Datasets
 from hvd_batchgrow.data.datasets.subset import resolve, whole_of
 from hvd_batchgrow.data.samples.reproducible import ids_to_compare
 from hvd_batchgrow.data.samples.sample_dataset import SampleDataset
 from hvd_batchgrow.data.tensor_tree import tensors_in
 
-_TOLERANCE = 1e-3
-"""Largest relative difference of sums that is attributed to rounding: a user's transform may round in another way on
-another machine."""
 _LARGEST = 1e150
 """Numbers are limited to it, so that their sum is finite."""
 
 _PART_BYTES = 1 << 26
-
-Summary = dict[str, list[Any]]
 
 
 def sample_summary(source: Datasets) -> Summary:
@@ -37,19 +33,28 @@ def sample_summary(source: Datasets) -> Summary:
     sets = {"training": source.train, "validation": source.validation, "test": source.test}
     found: Summary = {}
     for name, samples in sets.items():
-        if samples is None:
-            continue
-        found[f"the number of {name} samples"] = [len(samples)]
-        if isinstance(whole_of(samples).targets, np.ndarray):
-            found[f"the {name} targets"] = [_summarized(part) for part in _targets(samples)]
-        with suppress(BadSample):  # it is reported when it is needed
-            found[f"the {name} samples"] = [_summarized(part) for part in _arrays(samples)]
+        if samples is not None:
+            found |= _set_summary(name, samples)
     return found
 
 
-def differences(ours: Summary, theirs: Summary) -> list[str]:
-    """Return what differs between two summaries, for messages."""
-    return [key for key in {**ours, **theirs} if not _alike(ours.get(key), theirs.get(key))]
+def evaluation_sets(source: Datasets) -> dict[str, Summary]:
+    """Return summaries of the validation set and the test set, for `record.json`; not of parts of the training set."""
+    sets = {"validation": source.validation, "test": source.test}
+    return {
+        name: _set_summary(name, samples)
+        for name, samples in sets.items()
+        if samples is not None and whole_of(samples) is not whole_of(source.train)
+    }
+
+
+def _set_summary(name: str, samples: Dataset) -> Summary:
+    found: Summary = {f"the number of {name} samples": [len(samples)]}
+    if isinstance(whole_of(samples).targets, np.ndarray):
+        found[f"the {name} targets"] = [_summarized(part) for part in _targets(samples)]
+    with suppress(BadSample):  # it is reported when it is needed
+        found[f"the {name} samples"] = [_summarized(part) for part in _arrays(samples)]
+    return found
 
 
 def _targets(samples: Dataset) -> Iterator[NDArray[Any]]:
@@ -87,13 +92,3 @@ def _summarized(values: NDArray[Any]) -> str | list[Any]:
 
 def _sha256(values: NDArray[Any]) -> str:
     return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
-
-
-def _alike(ours: Any, theirs: Any) -> bool:
-    if not (isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs)):
-        return bool(ours == theirs)
-    if ours and isinstance(ours[0], float):
-        (sum_a, size_a, finite_a), (sum_b, size_b, finite_b) = ours, theirs
-        tolerance = _TOLERANCE * max(size_a, size_b)
-        return bool(finite_a == finite_b and max(abs(sum_a - sum_b), abs(size_a - size_b)) <= tolerance)
-    return all(map(_alike, ours, theirs))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from hvd_batchgrow.comm.devices import DeviceKey
 from hvd_batchgrow.comm.ranks import SingleRank
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.source_specs import ReportProgress
+from hvd_batchgrow.data.changed_data import changed_sets, data_changes
+from hvd_batchgrow.data.data_record import data_record
 from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Dataset, Datasets
-from hvd_batchgrow.data.datasets.fingerprint import data_changes, fingerprint
 from hvd_batchgrow.data.images.image_folder import load_test
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.tables.table_files import find_test_files
@@ -90,7 +91,7 @@ def evaluate_run(
     place = inference_device(job)
     is_other = _leads_to_other_data(overrides)
     source = _other_data(job, description, run, report) if is_other else _own_data(job, description, run, report)
-    notes += source.notes if is_other else ()
+    notes += source.notes
     parts = TrainingParts(job, source, SingleRank(), place, pretrained=False)
     check_model_fits(state, parts.model, run)
     trained = TrainState(parts)
@@ -133,14 +134,16 @@ def _own_data(job: Job, description: ModelDescription, run: Path, report: Report
     now, normalization = _as_recorded(describe_model(job, source), description), description.normalization
     constants = {"mean": normalization.mean, "std": normalization.std}
     changed = [f"{part} of {run / FILE}" for part in _MEANING if getattr(now, part) != getattr(description, part)]
-    try:
-        others = data_changes({**recorded_data(run), **constants}, {**fingerprint(source), **source.schema})
-    except (ValueError, TypeError):
-        others = []  # a damaged record
+    before, record = recorded_data(run), data_record(source)
+    others, sets = [], []
+    with suppress(ValueError, TypeError):  # a damaged record
+        others = data_changes({**before, **constants}, record)
+        sets = changed_sets(before.get("evaluation_sets", {}), record["evaluation_sets"])
     if changed := [*changed, *(f"{what}: {was}, now {found}" for what, was, found in others)]:
         fault = f"the data has changed since {run} was trained on it: {listed(changed, separator='; ')}"
         raise RunError(f"{fault}\n  evaluate other data with --data.root or --data.test")
-    return replace(source, mean=normalization.mean, std=normalization.std)
+    notes = (f"these differ from the last attempt of {run}: {listed(sets)}",) if sets else ()
+    return replace(source, mean=normalization.mean, std=normalization.std, notes=notes)
 
 
 def _as_recorded(now: ModelDescription, description: ModelDescription) -> ModelDescription:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from hvd_batchgrow.data.datasets.fingerprint import data_changes
+from hvd_batchgrow.data.changed_data import changed_sets, data_changes
 from hvd_batchgrow.messages.wording import listed, shown
 from hvd_batchgrow.results.records import base_name, printable
 from hvd_batchgrow.results.run_files import RunFiles
@@ -53,6 +53,8 @@ def _confounds(first: RunFiles, second: RunFiles, metric: str) -> Iterator[str]:
     validation = [run.plan.get("num_validation", 0) for run in (first, second)]
     if validation[0] != validation[1]:
         yield f"the validation sets differ: {shown(validation[0])} and {shown(validation[1])} samples"
+    elif found := _set_changes(*(_recorded_set(run, "validation") for run in (first, second))):
+        yield f"the validation sets differ: {listed(found, text=printable)}"
     trained = [run.samples for run in (first, second)]
     largest = max([1, *(phase["global_batch"] for run in (first, second) for phase in run.plan["phases"])])
     if abs(trained[0] - trained[1]) > largest:
@@ -88,13 +90,17 @@ def _forks(first: RunFiles, second: RunFiles) -> Iterator[str]:
 def other_test_set(first: RunFiles, second: RunFiles) -> str | None:
     """Return that the test sets differ, or which changed keys may select another one; None: they are the same.
 
-    Records name the samples of a test set only if it is held out of the training files.
+    A test set that is held out of the training files is the same if they are and the same samples are drawn; records
+    name these. Of another test set they have a summary.
     """
     held_out = [run.data.get("test") for run in (first, second)]
     if None not in held_out and held_out[0] != held_out[1]:
         return "the test sets differ: other samples are held out"
+    sets = [_recorded_set(run, "test") for run in (first, second)]
+    if found := _set_changes(*sets):
+        return f"the test sets differ: {listed(found, text=printable)}"
     is_same_data = bool(first.data and second.data) and _data_changes(first, second) == []
-    if is_same_data and None not in held_out:
+    if (is_same_data and None not in held_out) or (sets[0] and sets[0] == sets[1]):
         return None
     is_held_out = any(dict(leaves(run.job)).get("data.test_fraction") for run in (first, second))
     locating = _LOCATIONS if is_held_out else _LOCATIONS - {"data.train"}
@@ -102,6 +108,20 @@ def other_test_set(first: RunFiles, second: RunFiles) -> str | None:
         locating -= {"data.root"}  # equal training files in another folder: the same data on another machine
     keys = [key for key in changed_keys(first.job, second.job) if key in locating]
     return f"the test sets may differ: {', '.join(keys)}" if keys else None
+
+
+def _recorded_set(run: RunFiles, name: str) -> dict[str, Any]:
+    """Return what the record of a run says about a set that is not part of its training set; nothing if it does not."""
+    sets = run.data.get("evaluation_sets")
+    return {name: sets[name]} if isinstance(sets, dict) and sets.get(name) else {}
+
+
+def _set_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return what differs between recorded sets; nothing if a record is damaged."""
+    try:
+        return changed_sets(before, now)
+    except (ValueError, TypeError):
+        return []
 
 
 def _other_data(first: RunFiles, second: RunFiles) -> Iterator[str]:
@@ -153,9 +173,19 @@ def find_notes(first: Sequence[RunFiles], second: Sequence[RunFiles], pairs: Seq
         values = [(_values(a, keys), _values(b, keys)) for a, b in pairs]
         found = {(_then(one), _then(two)) for one, two in values if one != two}
         notes += [f"{what}: {one} and {two}" for one, two in sorted(found)]
+    if files := {file: None for pair in pairs for file in changed_code(*(run.last_attempt for run in pair))}:
+        notes.append(f"the user's code differs: {listed(list(files), _MOST_KEYS, text=printable)}")
     if any(run.job["schedule"]["policy"] == "adaptive" for pair in pairs for run in pair):
         notes.append("the schedule is adaptive: each pair has its own, decided in its run")
     return tuple(dict.fromkeys([*notes, *(fault for run in (*first, *second) for fault in run.faults)]))
+
+
+def changed_code(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the files of the user's code that two attempts have recorded with different contents."""
+    was, found = before.get("user_code"), now.get("user_code")
+    if not (isinstance(was, dict) and isinstance(found, dict)):
+        return []
+    return [file for file in found if file in was and was[file] != found[file]]
 
 
 def _why_not_counted(run: RunFiles, others: Sequence[RunFiles], pairs: Sequence[Runs]) -> str:

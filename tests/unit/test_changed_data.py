@@ -12,8 +12,9 @@ import pytest
 import tomli_w
 
 from hvd_batchgrow.cli import main
+from hvd_batchgrow.data.changed_data import data_changes
+from hvd_batchgrow.data.data_record import fingerprint
 from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Datasets
-from hvd_batchgrow.data.datasets.fingerprint import data_changes, fingerprint
 from hvd_batchgrow.data.held_out import with_validation
 from hvd_batchgrow.data.tokens.token_windows import TokenWindows
 from tests.helpers import job_tree
@@ -64,6 +65,22 @@ def test_a_resume_on_changed_values_or_labels_is_refused(job: str, capsys: pytes
     save(ROWS, LABELS)
     assert main(resume) == 75
     assert json.loads(Path("runs/small/model.json").read_text())["normalization"]["mean"][0] == pytest.approx(mean)
+
+
+def test_a_resume_and_evaluate_report_a_changed_test_set(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The defect: half of a run's evaluations were those of another test set, without a word."""
+    assert main(["train", job, "--max-updates", "5"]) == 75
+    resume = ["train", job, "--resume", "auto", "--max-updates", "1"]
+    assert main(resume) == 75
+    assert main(["evaluate", "runs/small"]) == 0
+    assert "differ from the last attempt" not in " ".join(capsys.readouterr().err.split())
+    np.save("test_rows.npy", ROWS[:40] + np.float32(1))
+    for command in (["evaluate", "runs/small"], resume):
+        assert main(command) in {0, 75}
+        words = " ".join(capsys.readouterr().err.split())
+        assert "these differ from the last attempt of runs/small: the test samples" in words
+    assert main(resume) == 75
+    assert "differ from the last attempt" not in " ".join(capsys.readouterr().err.split())
 
 
 def source_of(targets: Any, **keys: Any) -> Datasets:

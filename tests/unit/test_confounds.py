@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from hvd_batchgrow.results.comparison import final_result
 from hvd_batchgrow.results.confounds import find_confounds
@@ -148,6 +149,29 @@ def test_records_of_held_out_samples_show_whether_the_test_sets_are_the_same(tmp
     assert confounds("other", other, test_fraction=0.1) == ("the test sets differ: other samples are held out",)
     texts = confounds("values", {"mean": [0.7]}, test_fraction=0.1)
     assert texts == ("the training data differ: mean[0] 0.5 and 0.7", "the test sets may differ: data.root")
+
+
+@pytest.mark.parametrize("name", ["test", "validation"])
+def test_records_of_evaluation_sets_show_whether_they_are_the_same(tmp_path: Path, name: str) -> None:
+    """The defect: an evaluation set in its own file had no record, so another one of the same name went unnoticed."""
+
+    def confounds(folder: str, second: Any, *values: str) -> tuple[str, ...]:
+        first = {f"the number of {name} samples": [7], f"the {name} targets": ["ab"], f"the {name} samples": ["cd"]}
+        data = [{name: value} if name == "test" else {} for value in values]
+        arms = zip(("grow", "decay"), data, strict=True)
+        runs = [write_run(tmp_path / folder / policy, 1, 0.9, policy, data=keys) for policy, keys in arms]
+        for run, found in zip(runs, (first, second if isinstance(second, list) else {**first, **second}), strict=True):
+            record = {"mean": [0.5], "std": [1.0], "evaluation_sets": {name: found}}
+            change_json(run.folder / "record.json", lambda tree, record=record: tree.update(data=record))  # type: ignore[misc]
+        return compared([RunFiles.read(run.folder) for run in runs]).confounds
+
+    assert confounds("same", {}, "t", "t") == confounds("moved", {}, "t", "u") == ()
+    corrupted = {f"the {name} samples": ["xy"]}  # images with noise, of the same labels
+    assert confounds("corrupted", corrupted, "t", "t") == (f"the {name} sets differ: the {name} samples",)
+    shorter = {f"the number of {name} samples": [6], f"the {name} targets": ["a"]}
+    both = (f"the {name} sets differ: the number of {name} samples, the {name} targets",)
+    assert confounds("shorter", shorter, "t", "u") == both
+    assert confounds("damaged", [3], "t", "u") == (("the test sets may differ: data.test",) if name == "test" else ())
 
 
 def test_a_fact_of_several_pairs_is_stated_once(tmp_path: Path) -> None:

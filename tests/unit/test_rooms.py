@@ -72,8 +72,13 @@ def test_every_file_is_in_a_room() -> None:
 
 
 @pytest.mark.parametrize("room", ["config", "schedule", "slurm", "results", "reports"])
-def test_the_rooms_that_plan_import_neither_torch_nor_horovod(room: str) -> None:
+def test_the_rooms_that_plan_and_compare_import_neither_torch_nor_horovod(room: str) -> None:
     assert not {"torch", "horovod"} & {parts[0] for parts in imported(ROOT / room)}
+    files = sorted((ROOT / room).rglob("*.py"))
+    names = [".".join(["hvd_batchgrow", *file.relative_to(ROOT).with_suffix("").parts]) for file in files]
+    code = f"import importlib, sys; [*map(importlib.import_module, {names})]; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert {"torch", "horovod"}.isdisjoint(loaded)
 
 
 @pytest.mark.parametrize(

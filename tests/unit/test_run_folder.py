@@ -317,14 +317,15 @@ def git(*words: str) -> str:
 def test_the_record_has_the_commit_of_the_users_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     hardware = hardware_of(SingleRank(), torch.device("cpu"))
-    record = run_folder._record(SingleRank(), hardware)
+    job = small_job()
+    record = run_folder._record(SingleRank(), hardware, job)
     assert (record["working_directory"], record["user_git_commit"]) == (str(tmp_path), None)
     git("init", "-q")
     (tmp_path / "mine.py").write_text("x = 1\n")
     git("add", "mine.py")
     git("commit", "-qm", "mine")
     (tmp_path / "mine.py").write_text("x = 2\n")
-    record = run_folder._record(SingleRank(), hardware)
+    record = run_folder._record(SingleRank(), hardware, job)
     assert record["user_git_commit"] == git("rev-parse", "HEAD") != record["git_commit"]
     assert "+x = 2" in record["user_git_diff"]
 

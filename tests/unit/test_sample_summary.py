@@ -14,9 +14,10 @@ import torch
 from torch.utils.data import TensorDataset
 
 from hvd_batchgrow.config import DataSection
+from hvd_batchgrow.data.changed_data import Summary, differences
 from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Datasets
 from hvd_batchgrow.data.load_source import load_source
-from hvd_batchgrow.data.sample_summary import Summary, differences, sample_summary
+from hvd_batchgrow.data.sample_summary import sample_summary
 from hvd_batchgrow.storage.strict_json import dump_json
 
 INPUTS = np.random.default_rng(0).random((100, 4), dtype=np.float32)

@@ -15,8 +15,8 @@ from torch.nn import functional
 from hvd_batchgrow.config import DataSection
 from hvd_batchgrow.config.task import TaskSection
 from hvd_batchgrow.config.task_specs import Direction
+from hvd_batchgrow.data.data_record import fingerprint
 from hvd_batchgrow.data.datasets.dataset import ArrayDataset, Datasets
-from hvd_batchgrow.data.datasets.fingerprint import fingerprint
 from hvd_batchgrow.data.samples.load_samples import load_samples
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.messages.errors import JobError, RunError

@@ -16,8 +16,8 @@ from hvd_batchgrow.comm.hardware import Hardware, hardware_of
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.source_specs import ReportProgress
+from hvd_batchgrow.data.data_record import data_record
 from hvd_batchgrow.data.datasets.dataset import Datasets
-from hvd_batchgrow.data.datasets.fingerprint import fingerprint
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.train.branch_rounds import BranchRounds
@@ -217,7 +217,7 @@ def _open(
         origin=options.fork_from,
         check=lambda checkpoint: check_fits(checkpoint, parts.model, parts.optimizer, folder),
         pretrained=parts.pretrained,
-        schema=ranks.run_on_rank0(lambda: {**fingerprint(source), **source.schema}),
+        schema=ranks.run_on_rank0(lambda: data_record(source)),
         description=ranks.run_on_all(lambda: describe_model(job, source)),
         agents=agents,
         elastic=elastic,

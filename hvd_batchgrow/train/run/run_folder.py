@@ -20,11 +20,12 @@ import tomli_w
 from hvd_batchgrow.comm.hardware import Hardware
 from hvd_batchgrow.comm.ranks import Ranks, RanksLost
 from hvd_batchgrow.config import Job
-from hvd_batchgrow.data.datasets.fingerprint import data_changes
+from hvd_batchgrow.data.changed_data import changed_sets, data_changes
 from hvd_batchgrow.job_file import load_job
 from hvd_batchgrow.messages.errors import JobError, RunError, unwritable
 from hvd_batchgrow.messages.wording import listed, shown
 from hvd_batchgrow.nn.ghost.ghost_choice import kernels_for_cpu
+from hvd_batchgrow.results.confounds import changed_code
 from hvd_batchgrow.results.run_files import load_record, read_attempts, read_record
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.storage.atomic import remove_unfinished, write_atomically, write_file
@@ -42,6 +43,7 @@ from hvd_batchgrow.train.replay_failure import refuse_suspect
 from hvd_batchgrow.train.run.checkout import git, program_checkout
 from hvd_batchgrow.train.run.fork import FIXED, Origin, changes, fork_run
 from hvd_batchgrow.train.run.model_description import FILE, ModelDescription
+from hvd_batchgrow.train.run.user_code import user_code
 from hvd_batchgrow.train.run.versions import installed_versions
 
 _MEANING = ("features", "categories", "label_columns", "classes", "first_label", "validation", "test")
@@ -104,7 +106,7 @@ def open_run(
 
     def prepare() -> Checkpoint | None:
         try:
-            attempt = _record(ranks, hardware)
+            attempt = _record(ranks, hardware, job)
             if origin is not None:
                 checkpoint: Checkpoint | None = fork_run(origin, folder, plan, records, check_on_data, notes)
             elif (checkpoint := _prepare_folder(folder, notes, resume=resume, overwrite=overwrite)) is not None:
@@ -255,8 +257,10 @@ def _allowed_changes(folder: Path, job: Job, attempt: Mapping[str, Any]) -> list
     notes = [f"changed since the last attempt: {key} was {was!r}, is {now!r}" for key, (was, now) in changed.items()]
     folders = {str(Path(__file__).parents[2]): "git", attempt["working_directory"]: "user_git"}
     parts = {place: (f"{name}_commit", f"{name}_diff") for place, name in folders.items()}
+    files = changed_code(last, attempt)
     if places := [place for place in parts if any(last.get(key, attempt[key]) != attempt[key] for key in parts[place])]:
         notes.append(f"the git commit or uncommitted changes of {listed(places)} differ from those of the last attempt")
+    notes += [f"changed since the last attempt: {listed(files)}"] if files else []
     was_exact = before.get("layout", {}).get("exact", False)
     changed_kernels = {*changed_arithmetic, *(_CHANGE_KERNELS & changed.keys())}
     if (was_exact or job.layout.exact) and changed_kernels:
@@ -286,27 +290,27 @@ def _records(job: Job, plan: Plan, description: ModelDescription | None) -> dict
 
 
 def _check_data(folder: Path, schema: Mapping[str, Any], *, is_fork: bool) -> list[str]:
-    """Compare the training set with that of a run. A fork may have other samples of the same meaning; returns notes.
+    """Compare the data with those of a run. A fork may have other samples of the same meaning; returns notes.
 
     Raises:
-        RunError: features, categories or classes differ, or a resumed run has other samples.
+        RunError: features, categories or classes differ, or a resumed run has other training samples.
     """
     before = recorded_data(folder)
     try:
         changed = changes({key: before.get(key, schema[key]) for key in _MEANING if key in schema}, schema)
         others = [f"{what}: {was}, now {now}" for what, was, now in data_changes(before, schema)]
+        sets = changed_sets(before.get("evaluation_sets", {}), schema.get("evaluation_sets", {}))
     except (ValueError, TypeError):
         return []  # a damaged record, which is reported elsewhere
     lines = [f"{key}: {shown(changed[key][0])}, now {shown(changed[key][1])}" for key in _MEANING if key in changed]
     remedy = "restore the files, or start a new run: --name NAME"
     if lines:
         raise RunError("\n  ".join([f"{folder} was trained on data with another meaning:", *lines, remedy]))
-    if others and is_fork:
-        return [f"the training data differ from those of {folder}: {listed(others, separator='; ')}"]
-    if others:
+    if others and not is_fork:
         text = listed(others, separator="\n  ")
         raise RunError(f"{folder} was trained on other data:\n  {text}\n  {remedy}, or --fork NAME")
-    return []
+    notes = [f"the training data differ from those of {folder}: {listed(others, separator='; ')}"] if others else []
+    return notes + ([f"these differ from the last attempt of {folder}: {listed(sets)}"] if sets else [])
 
 
 def recorded_data(folder: Path) -> Mapping[str, Any]:
@@ -344,7 +348,7 @@ def plan_bytes(plan: Plan) -> bytes:
     return json_bytes(plan.to_dict())
 
 
-def _record(ranks: Ranks, hardware: Hardware) -> dict[str, Any]:
+def _record(ranks: Ranks, hardware: Hardware, job: Job) -> dict[str, Any]:
     """Return the record of this attempt: whatever else may influence the run."""
     here = Path.cwd()
     commit, diff = program_checkout(Path(__file__))
@@ -364,5 +368,6 @@ def _record(ranks: Ranks, hardware: Hardware) -> dict[str, Any]:
         "working_directory": str(here),
         "user_git_commit": git(here, "rev-parse", "HEAD"),
         "user_git_diff": git(here, "diff", "HEAD", "--", "*.py", "*.toml"),
+        "user_code": user_code(job.model_dump(mode="json")),
         "slurm": {key: value for key, value in os.environ.items() if key.startswith("SLURM_JOB_")},
     }

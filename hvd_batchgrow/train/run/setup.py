@@ -12,10 +12,11 @@ from hvd_batchgrow.comm.devices import Placement, take_device
 from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.config.source_specs import ReportProgress
+from hvd_batchgrow.data.changed_data import differences
 from hvd_batchgrow.data.datasets.dataset import Datasets
 from hvd_batchgrow.data.load_source import load_source
 from hvd_batchgrow.data.pipeline.reader import choose_pipeline
-from hvd_batchgrow.data.sample_summary import differences, sample_summary
+from hvd_batchgrow.data.sample_summary import sample_summary
 from hvd_batchgrow.messages.errors import Fault, JobError, faults_of
 from hvd_batchgrow.storage.strict_json import dump_json
 from hvd_batchgrow.tasks.load_task import target_of

@@ -1,54 +1,24 @@
-"""What the record of a run says about its training set, to notice that another run or a resume has a different one."""
+"""Compare what two runs, or the ranks of one, have recorded about their data; without torch."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-
-from hvd_batchgrow.data.datasets.dataset import Datasets
-from hvd_batchgrow.data.datasets.subset import whole_of
-from hvd_batchgrow.data.datasets.targets import first_targets, value_schema
 
 _TOLERANCE = 1e-5
 """Largest difference of mean and std, in units of std, that is attributed to rounding: another machine or number of
 threads may sum in another order, in float32 if a user's code does so. The normalized values change as little."""
+_TOLERANCE_OF_SUMS = 1e-3
+"""Largest relative difference of sums that is attributed to rounding: a user's transform may round in another way on
+another machine."""
 _CONSTANTS = (("mean", "std", "features"), ("target_mean", "target_std", "classes"))
 """Keys of a mean, of its std, and of the names of its entries."""
 _DIGESTS = {"targets_sha256": "the targets", "images_sha256": "the image files"}
 
-
-def fingerprint(source: Datasets) -> dict[str, Any]:
-    """Return plain values that differ if the training set has changed; little is read that is not in memory.
-
-    They are the mean and std of the samples and of targets that are numbers, and SHA-256 of class numbers or tokens
-    and of the checksums of encoded images.
-    """
-    found: dict[str, Any] = {"mean": source.mean, "std": source.std}
-    whole, targets = whole_of(source.train), _targets(source)
-    if targets.dtype.kind in "iu":
-        found["targets_sha256"] = _sha256(targets.astype("<i8"))
-    elif targets.dtype.kind == "f" and targets.ndim == 2 and isinstance(whole.targets, np.ndarray):
-        found |= {key: value for key, value in value_schema(targets).items() if key != "classes"}
-    if (heads := getattr(whole, "heads", None)) is not None:
-        found["images_sha256"] = _sha256(heads.astype("<u4"))
-    return found
-
-
-def _targets(source: Datasets) -> NDArray[Any]:
-    """Return the first targets; none if they are the trees of a custom task."""
-    try:
-        found = first_targets(source.train)
-    except (AttributeError, TypeError):
-        found = None
-    return found if isinstance(found, np.ndarray) else np.zeros(0)
-
-
-def _sha256(values: Any) -> str:
-    return hashlib.sha256(values.tobytes()).hexdigest()
+Summary = dict[str, list[Any]]
+"""What is compared of a set of samples, with its names for messages; see `sample_summary`."""
 
 
 def data_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -79,3 +49,37 @@ def _changed_constants(
         for k in np.flatnonzero(~(np.abs(found - was) <= _TOLERANCE * scale)).tolist():
             entry = f"{key} of {labels[k]!r}" if len(labels) == len(was) else f"{key}[{k}]"
             yield entry, f"{was[k]:.6g}", f"{found[k]:.6g}"
+
+
+def changed_sets(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return what differs between the evaluation sets of two runs, such as "the test targets".
+
+    Args:
+        before: `evaluation_sets`, perhaps read from a file; sets may be missing.
+        now: the same of the other run.
+
+    Raises:
+        TypeError, ValueError: the values were not written by `evaluation_sets`.
+    """
+    return [text for name in before if name in now for text in differences(before[name], now[name])]
+
+
+def differences(ours: Summary, theirs: Summary) -> list[str]:
+    """Return what differs between two summaries, for messages.
+
+    Raises:
+        TypeError, ValueError: a summary was read from a damaged file.
+    """
+    if not (isinstance(ours, Mapping) and isinstance(theirs, Mapping)):
+        raise TypeError("a summary is a dict")
+    return [key for key in {**ours, **theirs} if not _alike(ours.get(key), theirs.get(key))]
+
+
+def _alike(ours: Any, theirs: Any) -> bool:
+    if not (isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs)):
+        return bool(ours == theirs)
+    if ours and isinstance(ours[0], float):
+        (sum_a, size_a, finite_a), (sum_b, size_b, finite_b) = ours, theirs
+        tolerance = _TOLERANCE_OF_SUMS * max(size_a, size_b)
+        return bool(finite_a == finite_b and max(abs(sum_a - sum_b), abs(size_a - size_b)) <= tolerance)
+    return all(map(_alike, ours, theirs))
