@@ -54,6 +54,9 @@ ABLATION = Study(
 """Why growth ends below its twin. Choices are made on the validation set of these seeds."""
 
 ADAMW = keys(optim__name="adamw", optim__weight_decay="0.05")
+SEESAW = keys(schedule__policy="seesaw")
+PER_EPOCH = keys(optim__weight_decay_rule="per_epoch")
+WEIGHT_DECAY = ("adamw-twin", "adamw", "adamw_per_epoch", "adamw_seesaw", "adamw_seesaw_per_epoch")
 
 CLAIMS = Study(
     "fashion_mnist",
@@ -76,9 +79,11 @@ CLAIMS = Study(
         *_policies("no_momentum", optim__momentum="0", optim__lr="1.0"),
         Arm("adam", ADAM, has_twin=True),
         Arm("adam_hybrid", ADAM, keys(schedule__policy="hybrid", schedule__growing_boundaries="1")),
-        Arm("adam_seesaw", ADAM, keys(schedule__policy="seesaw")),
+        Arm("adam_seesaw", ADAM, SEESAW),
         Arm("adamw", ADAM, ADAMW, has_twin=True),
-        Arm("adamw_per_epoch", ADAM, ADAMW | keys(optim__weight_decay_rule="per_epoch")),
+        Arm("adamw_per_epoch", ADAM, ADAMW | PER_EPOCH),
+        Arm("adamw_seesaw", ADAM, ADAMW | SEESAW),
+        Arm("adamw_seesaw_per_epoch", ADAM, ADAMW | SEESAW | PER_EPOCH),
         Arm("hadamard", GROW, keys(model__classifier="hadamard"), has_twin=True),
         Arm("resnet8", RESNET),
         Arm("resnet8_shakedrop", RESNET, keys(model__shakedrop="0.5")),
@@ -106,7 +111,7 @@ TABLES = (
     _table("adam", names=("adam-twin", "adam_hybrid", "adam", "adam_seesaw"), with_figures=True),
     _table("raised", names=RAISED, with_figures=True),
     _table("adabatch", names=("adabatch_small", "adabatch_grow", "adabatch_large"), with_figures=True),
-    _table("weight_decay", names=("adamw-twin", "adamw", "adamw_per_epoch")),
+    _table("weight_decay", names=WEIGHT_DECAY),
     _table("modules", names=("grow", "hadamard"), with_twins=True),
     _table("shakedrop", names=("resnet8", "resnet8_shakedrop_0.1", "resnet8_shakedrop")),
 )
