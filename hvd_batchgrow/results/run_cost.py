@@ -32,7 +32,7 @@ class RunCost:
         """Return the cost of a run."""
         branches = _branches(run)
         branch_updates = sum(num_samples // batch for batch, num_samples in branches)
-        pauses_s = account_of(run).branches_s
+        pauses_s = account_of(run).branches_s + _pauses_before_fork_s(run)
         pause_hours = pauses_s * _pause_ranks(run) / 3600 if pauses_s else 0.0
         return cls(
             updates=run.updates + branch_updates,
@@ -60,6 +60,12 @@ def _branches(run: RunFiles) -> list[tuple[int, int]]:
     """Return the batch and the number of samples of each branch; one that a resume continued has several lines."""
     found = {(line["samples"], batch): (batch, count) for line in run.branches for batch, count in _named(line)}
     return [(batch, count) for batch, count in found.values() if batch]
+
+
+def _pauses_before_fork_s(run: RunFiles) -> float:
+    """Return the time of the branches that the origin of a fork trained; its attempts are not on the fork's record."""
+    end = run.forked_from.samples if run.forked_from else 0
+    return sum(max(number(line.get("seconds")) or 0.0, 0.0) for line in run.branches if line["samples"] <= end)
 
 
 def _named(line: Line) -> Iterator[tuple[int, int]]:

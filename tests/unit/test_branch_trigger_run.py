@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from hvd_batchgrow.cli import main
+from hvd_batchgrow.results.run_cost import RunCost
+from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.results.run_summary import find_runs
 from hvd_batchgrow.train.checkpoints.checkpoint import checkpoint_at
 from hvd_batchgrow.verification.digest import compare_weights, final_weights
@@ -99,9 +101,15 @@ def test_the_command_branch_refuses_what_another_batch_has_trained(
     assert "512 make 8 blocks of 64 samples, too few" in capsys.readouterr().err
 
 
-def test_a_fork_and_an_overwrite_begin_without_branches(here: Path) -> None:
+def test_a_fork_has_the_record_of_branches_and_an_overwrite_removes_it(here: Path) -> None:
+    original = RunCost.of(RunFiles.read(here))
     assert main(["train", "job.toml", "--fork", "forked", "--max-updates", "2"]) == 75
     assert not Path("runs/forked/branches").exists()
+    # The defect: a fork seemed to know its batch without the branches of the run that it continues.
+    fork = RunCost.of(RunFiles.read(Path("runs/forked")))
+    assert (fork.updates, fork.branch_updates) == (original.updates + 2, original.branch_updates)
+    assert fork.branch_updates == 512 / 16 + 512 / 32
+    assert fork.seconds == pytest.approx(original.seconds, rel=0.2)
     assert (here / "branches").exists()
     assert main(["train", "job.toml", "--overwrite", "--max-updates", "2"]) == 75
     assert not (here / "branches").exists()

@@ -14,6 +14,7 @@ from hvd_batchgrow.results.run_cost import RunCost
 from hvd_batchgrow.results.run_files import RunFiles
 from tests.reported_runs import change_json
 from tests.unit.test_comparison import compared, printed, write_run
+from tests.unit.test_confounds import forked
 
 
 def with_branches(run: RunFiles, lines: list[dict[str, Any]]) -> RunFiles:
@@ -81,6 +82,12 @@ def test_pauses_have_the_ranks_that_the_run_has_there(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = RunCost.of(with_branches(run, [result(100, 128), result(300, 128)]))  # 18 s on 1 rank, and 18 s on 3 ranks
     assert found.rank_hours == pytest.approx((4 * 1 + 4 * 3 + 18 * 1 + 18 * 3) / 3600)
+
+
+def test_a_fork_has_the_time_of_the_branches_before_it(tmp_path: Path) -> None:
+    run = with_branches(write_run(tmp_path / "a", 1, 0.8), [*TWO, result(300, 128)])
+    assert RunCost.of(run).seconds == 8.0 + 36.0
+    assert RunCost.of(forked(run, "b", samples=200)).seconds == 8.0 + 18.0 + 36.0  # its pauses took 36 s
 
 
 def test_compare_and_report_say_which_updates_are_of_branches(

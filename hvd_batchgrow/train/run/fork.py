@@ -15,7 +15,8 @@ from hvd_batchgrow.schedule.adaptive.decisions import Decision, decisions_text
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
 from hvd_batchgrow.schedule.trigger import trigger_of
 from hvd_batchgrow.storage.atomic import new_folder
-from hvd_batchgrow.storage.strict_json import json_bytes
+from hvd_batchgrow.storage.json_lines import read_json_lines
+from hvd_batchgrow.storage.strict_json import dump_json, json_bytes
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_at, newest_good, write_checkpoint
 
 FIXED = frozenset(
@@ -96,7 +97,7 @@ def fork_run(
         for name in _RECORDS:
             if (origin.run / name).exists():
                 shutil.copyfile(origin.run / name, aside / name)
-        for name, content in {**records, **decided, "record.json": record}.items():
+        for name, content in {**records, **decided, **_branches(origin.run, checkpoint), "record.json": record}.items():
             (aside / name).write_bytes(content)
         growth = _growth(checkpoint, plan.job, changed)
         # The new run selects among its results only.
@@ -120,6 +121,12 @@ def _decided(checkpoint: Checkpoint, plan: Plan) -> tuple[Plan, dict[str, bytes]
     kept = made if source else tuple(decision for decision in made if decision.samples <= checkpoint.samples)
     after = compile_plan(plan.job, plan.num_ranks, plan.num_samples, None, kept)
     return after, {"decisions.jsonl": decisions_text(source, kept)}
+
+
+def _branches(run: Path, checkpoint: Checkpoint) -> dict[str, bytes]:
+    """Return the file of a trigger's branches up to a checkpoint, if it has lines. They are part of the run's cost."""
+    lines = [line for line in read_json_lines(run / "branches.jsonl") if line["samples"] <= checkpoint.samples]
+    return {"branches.jsonl": "".join(f"{dump_json(line)}\n" for line in lines).encode()} if lines else {}
 
 
 def _growth(checkpoint: Checkpoint, job: Job, changed: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
