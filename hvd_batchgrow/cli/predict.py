@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -65,15 +66,16 @@ class PredictCommand(InferenceCommand):
             raise JobError([Fault("files", "name at least one photo or table after the run folder")], "command line")
         data = {key.partition(".")[2]: value for key, value in overrides.items()}
         network = load_network(self.folder, self.checkpoint, self.device, average=self.average, data=data)
+        print_note = partial(print, file=sys.stderr)
         for note in network.notes:
-            print(note, file=sys.stderr)
+            print_note(note)
         bad: list[Path] = []
 
         def report(path: Path, fault: str) -> None:
             bad.append(path)
             print(f"{path}: {fault}", file=sys.stderr)
 
-        found = predict(network, self.files, report)
+        found = predict(network, self.files, report, print_note)
         task, names = network.description.task, network.description.classes
         if task.answer == "values" and self.top is not None:
             fault = "is for classes and labels; all numbers of a regression are printed"

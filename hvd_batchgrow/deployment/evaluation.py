@@ -179,16 +179,13 @@ def _first_label(run: Path) -> int | None:
 
 
 def _table_rows(job: Job, description: ModelDescription) -> tuple[ArrayDataset, tuple[str, ...]]:
-    """Return the rows of all test files, and notes on rows that are skipped."""
+    """Return the rows of all test files, and notes on rows that are skipped or have an unknown category."""
     files = find_test_files(job.data)
     rows = [read_rows(path, description, job.data, with_targets=True) for path in files]
     values, targets = np.concatenate([part.values for part in rows]), np.concatenate([part.targets for part in rows])
-    notes = tuple(
-        f"{path}: {part.num_skipped:,} of {part.num_skipped + len(part.values):,} rows are skipped: a value is missing"
-        for path, part in zip(files, rows, strict=True)
-        if part.num_skipped
+    return ArrayDataset(values, targets, ", ".join(map(str, files))), tuple(
+        note for part in rows for note in part.notes
     )
-    return ArrayDataset(values, targets, ", ".join(map(str, files))), notes
 
 
 def _same_meaning(job: Job, source: Datasets, description: ModelDescription) -> Datasets:

@@ -47,13 +47,19 @@ class Prediction:
         return [(int(k), float(self.values[k])) for k in order]
 
 
-def predict(network: TrainedNetwork, files: Sequence[Path], on_bad: OnBadFile) -> Iterator[Prediction]:
+def predict(
+    network: TrainedNetwork,
+    files: Sequence[Path],
+    on_bad: OnBadFile,
+    on_note: Callable[[str], None] = lambda note: None,
+) -> Iterator[Prediction]:
     """Return the predictions of files in their order. A file that cannot be used is reported, and the others follow.
 
     Args:
         network: of the run.
         files: photos, or tables of rows in csv or parquet.
         on_bad: called with each file that cannot be used.
+        on_note: called with each note on a file, such as one without rows.
 
     Raises:
         RunError: the task has no answers that can be printed, or the inputs of the network are tokens or samples of a
@@ -71,20 +77,24 @@ def predict(network: TrainedNetwork, files: Sequence[Path], on_bad: OnBadFile) -
             f"the inputs of this network are made by data.source = {network.job.data.source!r}, which reads no files"
         )
         raise RunError(f"{fault}; evaluate the run's test set with hvd-batchgrow evaluate, or export the network")
-    return _predictions(network, files, on_bad)
+    return _predictions(network, files, on_bad, on_note)
 
 
-def _predictions(network: TrainedNetwork, files: Sequence[Path], on_bad: OnBadFile) -> Iterator[Prediction]:
+def _predictions(
+    network: TrainedNetwork, files: Sequence[Path], on_bad: OnBadFile, on_note: Callable[[str], None]
+) -> Iterator[Prediction]:
     if network.description.inputs.kind == "rows":
         for path in files:
-            yield from _of_table(network, path, on_bad)
+            yield from _of_table(network, path, on_bad, on_note)
         return
     step = network.job.evaluation.batch_size
     for start in range(0, len(files), step):
         yield from _of_photos(network, files[start : start + step], on_bad)
 
 
-def _of_table(network: TrainedNetwork, path: Path, on_bad: OnBadFile) -> Iterator[Prediction]:
+def _of_table(
+    network: TrainedNetwork, path: Path, on_bad: OnBadFile, on_note: Callable[[str], None]
+) -> Iterator[Prediction]:
     try:
         rows = read_rows(path, network.description, network.job.data, with_targets=False)
     except RunError as error:
@@ -92,6 +102,8 @@ def _of_table(network: TrainedNetwork, path: Path, on_bad: OnBadFile) -> Iterato
         is_image = path.is_file() and is_image_name(os.fsencode(path.name))
         on_bad(path, "is an image; this run reads csv and parquet files" if is_image else fault)
         return
+    for note in rows.notes if len(rows.values) else [f"{path}: has no rows"]:
+        on_note(note)
     samples = ArrayDataset(rows.values, rows.targets, str(path))
     for ids, inputs in evaluation_inputs(network, samples):
         for k, found in zip(ids, _answers(network, inputs), strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +44,15 @@ class LabeledRows:
     """Classes (n,), or numbers (n, K); 0 if they were not read."""
     places: Sequence[str]
     """Location of each row in the file: `line 3`."""
-    num_skipped: int = 0
-    """Rows that are not among them, because a value or the target is missing."""
+    notes: tuple[str, ...] = ()
+    """Which rows are skipped, and which values are encoded as no category."""
 
 
 def read_rows(path: Path, description: ModelDescription, data: DataSection, *, with_targets: bool) -> LabeledRows:
     """Read the rows of a csv or parquet file. Columns are found by name, or by position in a file without a header.
 
-    With targets, `data.missing = "drop_row"` skips rows as in training; without, each row needs a prediction.
+    With targets, `data.missing = "drop_row"` skips rows as in training; without, each row needs a prediction. With
+    `data.unknown_category = "ignore"`, unknown categories are encoded as no category, with a note.
 
     Args:
         path: the file; parquet if its name ends with .parquet, else csv.
@@ -70,17 +71,22 @@ def read_rows(path: Path, description: ModelDescription, data: DataSection, *, w
     indices = _indices(table, columns)
     values = np.zeros((table.num_rows, len(indices)))
     faults: list[tuple[str, CellFault]] = []
+    ignored: list[tuple[str, CellFault]] = []
     drops_rows = with_targets and data.missing == "drop_row"
     skipped = np.zeros(table.num_rows, dtype=np.bool_)
     for k, (column, index) in enumerate(zip(columns.columns, indices, strict=True)):
         cells = table.cells[index]
-        values[:, k], missing, found = _converted(cells, column, columns, data)
+        values[:, k], missing, found, unknown = _converted(cells, column, columns, data)
         if drops_rows:
             skipped |= missing
         elif missing.any():
             found.append(
                 cell_fault(cells, missing, _MISSING, "the training rows had no replacement for missing values")
             )
+        if unknown and columns.unknown_category == "ignore":
+            ignored.append((column.name, replace(unknown, remedy="encoded as no category")))
+        elif unknown:
+            found.append(unknown)
         faults += [(column.name, fault) for fault in found]
     targets: NDArray[Any] = np.zeros(table.num_rows, dtype=np.int64)
     if with_targets:
@@ -92,8 +98,11 @@ def read_rows(path: Path, description: ModelDescription, data: DataSection, *, w
     if table.num_rows and skipped.all():
         raise RunError(f"{path}: a value is missing in every row: nothing is left")
     kept = np.flatnonzero(~skipped)
+    notes = [listed_faults(table, ignored)] if ignored else []
+    if skipped.any():
+        notes.append(f"{path}: {skipped.sum():,} of {len(skipped):,} rows are skipped: a value is missing")
     places = table.places(kept.tolist())
-    return LabeledRows(_encoding(columns).apply(values[kept]), targets[kept], places, int(skipped.sum()))
+    return LabeledRows(_encoding(columns).apply(values[kept]), targets[kept], places, tuple(notes))
 
 
 def _targets(
@@ -167,11 +176,12 @@ def _indices(table: RawTable, columns: TableColumns) -> list[int]:
 
 def _converted(
     cells: Any, column: Column, columns: TableColumns, data: DataSection
-) -> tuple[NDArray[np.float64], Bits, list[CellFault]]:
+) -> tuple[NDArray[np.float64], Bits, list[CellFault], CellFault | None]:
     """Return a column as numbers, NaN if missing, or as numbers of categories, -1 if missing or unknown.
 
-    Also return which cells are missing, if nothing replaces them, and the faults.
+    Also return which cells are missing, if nothing replaces them, the faults, and the cells of unknown categories.
     """
+    unknown_cells = None
     if column.kind == "number":
         numbers = as_numbers(cells, column.name, data)
         missing, found, values = numbers.missing, [*numbers.faults], numbers.values
@@ -181,10 +191,10 @@ def _converted(
         codes = _codes(texts, column.categories)
         missing, values, is_replaced = texts.codes < 0, codes.astype(np.float64), columns.missing in {"mean", "zero"}
         unknown = (codes < 0) & ~missing
-        if unknown.any() and columns.unknown_category == "error":
+        if unknown.any():
             known = ", ".join(column.categories[:10]) + (", …" if len(column.categories) > 10 else "")
-            found.append(cell_fault(cells, unknown, _UNKNOWN, f"they are {known}"))
-    return values, missing & (not is_replaced), found
+            unknown_cells = cell_fault(cells, unknown, _UNKNOWN, f"they are {known}")
+    return values, missing & (not is_replaced), found, unknown_cells
 
 
 def _codes(texts: Texts, words: Sequence[str]) -> NDArray[np.int64]:

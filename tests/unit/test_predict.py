@@ -21,6 +21,7 @@ from hvd_batchgrow.torchvision_shim import import_torchvision
 from hvd_batchgrow.train.parts import TrainingParts
 from tests.helpers import small_source
 from tests.pictures import CLASSES
+from tests.reported_runs import change_json
 from tests.trained_runs import RUN
 
 
@@ -175,6 +176,23 @@ def test_invalid_cells_and_columns_are_reported(rows: str, capsys: pytest.Captur
     assert "absent.csv: does not exist" in error
     assert "photo.jpg: is an image; this run reads csv and parquet files\n" in error
     assert "latin.csv: line 2: not UTF-8" in error
+
+
+def test_notes_name_categories_that_are_encoded_as_none_and_files_without_rows(
+    rows: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The defect: predictions for categories that no training row has, and no prediction, came without a word."""
+    change_json(RUN / "model.json", lambda tree: tree["table"].update(unknown_category="ignore"))
+    Path("green.csv").write_text("x,color,y,kind\n1,green,2,a\n1,red,2,b\n1,Red,2,b\n")
+    Path("header.csv").write_text("x,color,y\n")
+    capsys.readouterr()
+    assert main(["predict", str(RUN), "green.csv", "header.csv"]) == 0
+    out, error = capsys.readouterr()
+    assert len(out.splitlines()) == 4
+    note = "green.csv: column 'color': 2 of 3 cells are not categories of the training rows: line 2: 'green'; line 4: "
+    assert error == f"{note}'Red'; encoded as no category\nheader.csv: has no rows\n"
+    assert main(["evaluate", str(RUN), "--data.test", "green.csv"]) == 0
+    assert " ".join(note.split()) in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_checkpoint_and_the_average_can_be_chosen(job: str, capsys: pytest.CaptureFixture[str]) -> None:
