@@ -183,9 +183,10 @@ def _table_rows(job: Job, description: ModelDescription) -> tuple[ArrayDataset, 
     files = find_test_files(job.data)
     rows = [read_rows(path, description, job.data, with_targets=True) for path in files]
     values, targets = np.concatenate([part.values for part in rows]), np.concatenate([part.targets for part in rows])
-    return ArrayDataset(values, targets, ", ".join(map(str, files))), tuple(
-        note for part in rows for note in part.notes
-    )
+    place = ", ".join(map(str, files))
+    if not len(values):
+        raise RunError(f"{place}: no rows to evaluate")
+    return ArrayDataset(values, targets, place), tuple(note for part in rows for note in part.notes)
 
 
 def _same_meaning(job: Job, source: Datasets, description: ModelDescription) -> Datasets:

@@ -193,6 +193,9 @@ def test_notes_name_categories_that_are_encoded_as_none_and_files_without_rows(
     assert error == f"{note}'Red'; encoded as no category\nheader.csv: has no rows\n"
     assert main(["evaluate", str(RUN), "--data.test", "green.csv"]) == 0
     assert " ".join(note.split()) in " ".join(capsys.readouterr().err.split())
+    Path("labels.csv").write_text("x,color,y,kind\n")
+    assert main(["evaluate", str(RUN), "--data.test", "labels.csv"]) == 1
+    assert capsys.readouterr().err.endswith("labels.csv: no rows to evaluate\n")
 
 
 def test_a_checkpoint_and_the_average_can_be_chosen(job: str, capsys: pytest.CaptureFixture[str]) -> None:
