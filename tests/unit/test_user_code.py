@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hvd_batchgrow.cli import main
@@ -57,6 +58,13 @@ def test_packages_that_a_job_names_are_recorded_wherever_they_are(
     (path,) = user_code({"logging": {"observers": ["recorded_observer:See"]}, "model": {"name": "resnet8"}})
     assert path == str(modules / "recorded_observer.py")
     assert user_code({"data": {"source": "numpy"}}) == {}
+
+
+def test_installed_packages_are_not_the_users_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(np.__file__).parents[2])
+    assert [path for path in user_code({"model": {"name": "numpy:array"}}) if path.startswith("site-packages")] == []
+    monkeypatch.chdir(Path(json.__file__).parents[1])
+    assert [path for path in user_code({}) if path.startswith("json")] == []
 
 
 def test_a_comparison_names_files_that_differ(tmp_path: Path) -> None:
