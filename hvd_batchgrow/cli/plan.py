@@ -103,7 +103,10 @@ class PlanCommand(JobCommand):
         from hvd_batchgrow.schedule.cost.sensitivity import sensitivity
 
         costs = [predict(plan, figures) for plan in plans]
-        costs[0] = replace(costs[0], notes=(*costs[0].notes, *round_notes(plans[0], figures)))
+        notes = [*costs[0].notes, *round_notes(plans[0], figures)]
+        if plans[0].job.is_adaptive and not plans[0].decisions:
+            notes.append("as if the trigger never decided; --replay DECISIONS predicts the cost of a recorded growth")
+        costs[0] = replace(costs[0], notes=tuple(notes))
         return costs, [sensitivity(plan, figures) for plan in plans] if self.sensitivity else []
 
     def twin_plan(self, plan: Plan, figures: CostFile | None) -> tuple[Plan | None, str | None]:

@@ -250,10 +250,6 @@ class GradientNoiseSection(Section):
     per_layer_group: bool = False
     """Also record B_simple for each child module of the network."""
 
-    def unmeasured(self) -> Self:
-        """Return this section with measuring off, for a job without a trigger."""
-        return type(self)(ema_epochs=self.ema_epochs, preconditioned=self.preconditioned)
-
 
 class EvaluationSection(Section):
     """`[evaluation]`: evaluation of the whole validation set or, without one, of the whole test set."""

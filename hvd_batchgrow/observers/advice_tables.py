@@ -117,22 +117,28 @@ def summary(advice: Advice) -> list[str]:
     updates = against_run(advice.plan.num_updates, advice.run.num_updates)
     first, last = advice.plan.schedule.phases[0], advice.plan.schedule.phases[-1]
     fall = advice.plan.noise_scale(first) / advice.plan.noise_scale(last)
+    rise = advice.run.rise_epoch
+    kept = "kept its noise scale constant" if rise is None else f"raised its noise scale at epoch {rise:g}"
     if advice.replaces_decay:
-        noise = (
-            "The noise scale equals the run's at every epoch: where it fell, the batch grows as far as the evidence "
-            "supports, and lr decays by the remaining factor."
-        )
+        noise = in_place_of_decay(advice.run, "as far as the evidence supports")
     elif fall > 1 + 1e-9:
         rule = "adam" if advice.job.optim.averages_gradients else "linear"
         noise = (
-            f"The run kept its noise scale constant. Here it falls by {fall:.3g} as the batch grows, as if lr were "
+            f"The run {kept}. Here it falls by {fall:.3g} as the batch grows, as if lr were "
             f"divided by as much; to keep it constant: --lr-rule {rule}."
         )
     else:
-        noise = (
-            "The run kept its noise scale constant, and so does this job: lr rises with the batch, above the run's lr."
-        )
+        noise = f"The run {kept}; this job keeps it constant: lr rises with the batch, above the run's lr."
     return [f"{updates}{_price(advice)}", noise]
+
+
+def in_place_of_decay(run: RecordedRun, how_far: str) -> str:
+    """Return a sentence on the noise scale of a job that grows where that of its run fell."""
+    growth = f"where it fell, the batch grows {how_far}, and lr decays by the remaining factor"
+    if run.rise_epoch is None:
+        return f"The noise scale equals the run's at every epoch: {growth}."
+    rise = f"At epoch {run.rise_epoch:g} it rose, which this job does not repeat: it stays at the lowest value before"
+    return f"The noise scale follows the run's: {growth}. {rise}."
 
 
 def against_run(ours: int, runs: int) -> str:

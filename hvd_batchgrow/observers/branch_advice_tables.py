@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from hvd_batchgrow.observers.advice_tables import against_run, commented_job_file
+from hvd_batchgrow.observers.advice_tables import against_run, commented_job_file, in_place_of_decay
 from hvd_batchgrow.observers.console_tables import number_table
 from hvd_batchgrow.schedule.branch_advice import BranchAdvice, CriticalBatch
 from hvd_batchgrow.schedule.recorded_run import RecordedRun
@@ -32,8 +32,7 @@ def branch_job_file(advice: BranchAdvice) -> str:
 
 def _head(advice: BranchAdvice) -> list[str]:
     noise = (
-        "The noise scale equals the run's at every epoch: where it fell, the batch grows up to the critical batch, and "
-        "lr decays by the remaining factor."
+        in_place_of_decay(advice.run, "up to the critical batch")
         if advice.run.noise_fell
         else f"The batch grows to the critical batch of each checkpoint; lr follows it as in the branches "
         f"({advice.lr_rule})."

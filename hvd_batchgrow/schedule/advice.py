@@ -1,7 +1,7 @@
 """Advice: the fixed growth schedule that a run's measured gradient noise supports.
 
-The learning rate is never above the run's own, which the run has shown to train, unless `lr_rule` raises it. For the
-noise scale g this means:
+The learning rate is never above the run's own, which the run has shown to train, unless `lr_rule` raises it, or makes
+up for a batch that is rounded up. For the noise scale g this means:
 
 - If g fell over the run, because ε decayed or B grew, the advised run has the same g at the same epochs. Growth
   replaces decay as far as B_simple supports it, and ε decays by the remaining factor.
@@ -75,7 +75,7 @@ class Advice:
 
     @property
     def replaces_decay(self) -> bool:
-        """Whether the noise scale equals the run's at every epoch; False: it was constant in the run."""
+        """Whether the noise scale follows that of the run where it falls; False: it fell nowhere in the run."""
         return self.job.schedule.policy != "steps"
 
 
@@ -213,8 +213,16 @@ def growth_cap(run: RecordedRun) -> int:
 
 
 def without_growth(run: RecordedRun) -> Job:
-    """Return the run's job without growth. It measures the gradient noise again, so that its growth can be checked."""
+    """Return the run's job without growth. It measures the gradient noise again, so that its growth can be checked.
+
+    Raises:
+        RunError: the run is one of AdaScale.
+    """
     first, job = run.phases[0], run.job
+    if job.trigger.scales_progress:
+        fault = "AdaScale sets its learning rate and its length by the gain, which no fixed schedule has"
+        remedy = "measure a run without the trigger 'adascale' at its base batch"
+        raise RunError(f"{run.folder}: cannot advise on this run: {fault}; {remedy}")
     layout = job.layout.model_copy(update={"ranks_per_phase": None})
     changes = {
         "name": f"{job.name}-advised",
@@ -269,6 +277,7 @@ def in_place_of_decay(run: RecordedRun, job: Job, cap: int, headroom: float = 1.
         "global_batch": run.first_batch,
         "boundaries_epochs": tuple(epoch for epoch, _ in drops),
         "noise_factor": tuple(factor for _, factor in drops),
+        "batch_multiple": None if run.unit == job.model.ghost_batch else run.unit,
     }
 
     def limited(max_batch: int) -> Job:

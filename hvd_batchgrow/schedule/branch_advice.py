@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from hvd_batchgrow.config import Job
+from hvd_batchgrow.config import GradientNoiseSection, Job
 from hvd_batchgrow.config.optim import AdamSection
 from hvd_batchgrow.config.schedules import LrRule
 from hvd_batchgrow.messages.errors import RunError
@@ -90,6 +90,7 @@ def advise_from_branches(run: RecordedRun, found: Sequence[CriticalBatch], lr_ru
     """
     found = tuple(sorted(found, key=lambda one: one.samples))
     noise = run.job.gradient_noise
+    noise = noise if noise.measure else GradientNoiseSection()
     job = without_growth(run).model_copy(update={"gradient_noise": noise})
     if run.noise_fell:
         job = in_place_of_decay(replace(run, seen=tuple(_observations(run, found))), job, growth_cap(run))

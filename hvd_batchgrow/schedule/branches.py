@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from hvd_batchgrow.config import Job
+from hvd_batchgrow.config import GradientNoiseSection, Job
 from hvd_batchgrow.config.optim import AdamSection, OptimBase
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.messages.wording import counted
@@ -171,7 +171,7 @@ def branch_job(point: BranchPoint, wanted: BranchRequest, factor: int, ranks: in
         "optim": _optim(job.optim, point.phase, factor, wanted.lr_rule),
         "schedule": schedule,
         "trigger": NoTrigger(name="none"),
-        "gradient_noise": job.gradient_noise.unmeasured(),
+        "gradient_noise": GradientNoiseSection(),
         "update": job.update.model_copy(update={"on_nonfinite": "skip"}),
         "evaluation": job.evaluation.model_copy(update={"every_epochs": 2 * epochs}),
         "checkpoint": job.checkpoint.model_copy(update={"keep": 1, "keep_best": None}),

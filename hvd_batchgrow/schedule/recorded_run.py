@@ -54,6 +54,15 @@ class RecordedRun:
         return self.falls[-1] > _STAYED
 
     @property
+    def rise_epoch(self) -> float | None:
+        """Start of the first phase whose noise scale is above that of a phase before; None: it never rises."""
+        first = self.phases[0]["noise_scale"]
+        for phase, fall in zip(self.phases, self.falls, strict=True):
+            if phase["noise_scale"] > _STAYED * first / fall:
+                return float(phase["start_epoch"])
+        return None
+
+    @property
     def unit(self) -> int:
         """Samples of which every batch that the run's ranks can form is a multiple."""
         first, every = self.first_batch, self.job.model.ghost_batch * self.ranks

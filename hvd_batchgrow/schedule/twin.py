@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from hvd_batchgrow.config import Job
+from hvd_batchgrow.config import GradientNoiseSection, Job
 from hvd_batchgrow.messages.errors import Fault, JobError
 from hvd_batchgrow.schedule.adaptive.decisions import Decision
 from hvd_batchgrow.schedule.layout import formable_ranks
@@ -58,7 +58,7 @@ def decay_twin(job: Job, num_samples: int, decisions: Sequence[Decision] = ()) -
     )
     layout = job.layout.grown_by("accumulation")
     noise = job.gradient_noise  # without a trigger, which may have measured it
-    noise = noise if noise.measure else noise.unmeasured()
+    noise = noise if noise.measure else GradientNoiseSection()
     optim = job.optim.starting_at(lr, job.optim.momentum)
     changes = {"name": f"{job.name}-twin", "optim": optim, "schedule": twin, "layout": layout}
     return job.model_copy(update={**changes, "trigger": NoTrigger(name="none"), "gradient_noise": noise})

@@ -127,7 +127,7 @@ def test_advice_names_the_rule_that_keeps_the_noise_scale_of_adam() -> None:
     seen = tuple(Observation(at, at + 500, 5, 64, LR, 4, True, 500.0, 400.0, 600.0) for at in range(0, 12 * N, 500))
     run = RecordedRun("runs/a", plan.job, N, plan.num_updates, tuple(plan.to_dict()["phases"]), seen)
     assert "to keep it constant: --lr-rule adam." in " ".join(summary(advise(run)))
-    assert "so does this job: lr rises with the batch" in " ".join(summary(advise(run, lr_rule="adam")))
+    assert "this job keeps it constant: lr rises with the batch" in " ".join(summary(advise(run, lr_rule="adam")))
 
 
 def test_the_linear_rule_keeps_the_plain_form() -> None:

@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvd_batchgrow.cli import main
+from hvd_batchgrow.config import Job
 from hvd_batchgrow.job_file import load_job, parse_job
 from hvd_batchgrow.messages.errors import JobError, RunError
-from hvd_batchgrow.observers.advice_tables import evidence_table
+from hvd_batchgrow.observers.advice_tables import evidence_table, summary
 from hvd_batchgrow.schedule.adaptive.noise_record import (
     Observation,
     more_gradients,
@@ -371,6 +372,47 @@ def test_a_measured_run_loses_its_trigger_and_keeps_its_rule() -> None:
     advice = advise(run)
     assert (advice.job.trigger.name, advice.job.gradient_noise.measure) == ("none", True)
     assert advice.phases[-1].phase.lr == pytest.approx(0.05 * 5**0.5)
+
+
+def job_of(schedule: dict[str, Any], **sections: Any) -> Job:
+    tree = job_tree(data={"num_samples": N}, model={"ghost_batch": 20}, layout={"max_micro_batch": 20}, **sections)
+    return parse_job({**tree, "schedule": schedule})
+
+
+def test_a_noise_scale_that_rises_is_not_said_to_be_that_of_the_run() -> None:
+    """g is proportional to 1/B: 200, 100, 400 double it at epoch 1, and then end at half of the first value."""
+    job = job_of({"policy": "steps", "epochs": 4, "batch_steps": f"0:200 {N}:100 {2 * N}:400"})
+    plan = compile_plan(job, 1, N).to_dict()
+    run = RecordedRun("runs/x", job, N, plan["num_updates"], tuple(plan["phases"]), tuple(seen(4, lambda _: 1200)))
+    advice = advise(run)
+    assert run.rise_epoch == 1
+    assert [(p.phase.start_epoch, p.phase.global_batch) for p in advice.phases] == [(0, 200), (2, 400)]
+    assert summary(advice)[1] == (
+        "The noise scale follows the run's: where it fell, the batch grows as far as the evidence supports, and lr "
+        "decays by the remaining factor. At epoch 1 it rose, which this job does not repeat: it stays at the lowest "
+        "value before."
+    )
+    growing = recorded(seen(4, lambda _: 720), boundaries_epochs=[1, 2], noise_factor=3.0)
+    assert growing.rise_epoch is None
+    assert summary(advise(growing))[1].startswith("The noise scale equals the run's at every epoch: ")
+
+
+def test_a_run_of_adascale_is_refused() -> None:
+    """The defect: the advised job had the learning rate of the base batch, and the length of the progress."""
+    schedule = {"policy": "adaptive", "epochs": 4, "global_batch": B0, "batch_scale": 4.0}
+    run = replace(recorded(seen(4, lambda _: 600)), job=job_of(schedule, trigger={"name": "adascale"}))
+    with pytest.raises(RunError, match="runs/x: cannot advise on this run: AdaScale sets its learning rate"):
+        advise(run)
+
+
+def test_growth_in_place_of_decay_has_batches_of_the_ranks_of_the_run() -> None:
+    """Of 5 ranks × 20 samples: 2.3 × 100 is nearest to 200, and 2.3 × 2.3 × 100 = 529 to 500."""
+    run = recorded(seen(4, lambda _: 1200), 5, boundaries_epochs=[1, 2], noise_factor=2.3)
+    advice = advise(run)
+    assert advice.plan.num_ranks == 5
+    assert [p.phase.global_batch for p in advice.phases] == [100, 200, 500]
+    ours = [advice.plan.noise_scale(p.phase) for p in advice.phases]
+    assert ours == pytest.approx([phase["noise_scale"] for phase in run.phases])
 
 
 # --- the command ------------------------------------------------------------------------------

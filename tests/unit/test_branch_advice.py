@@ -25,13 +25,19 @@ from tests.helpers import plan_tree
 N, B = 64_000, 128
 
 
-def plan_of(policy: str = "decay", optim: dict[str, Any] | None = None, **schedule: Any) -> Plan:
+def plan_of(
+    policy: str = "decay",
+    optim: dict[str, Any] | None = None,
+    sections: dict[str, dict[str, Any]] | None = None,
+    **schedule: Any,
+) -> Plan:
     tree = {
         "name": "base",
         "data": {"source": "synthetic_images", "num_samples": N},
         "model": {"name": "small_conv_net", "ghost_batch": 32},
         "optim": optim or {"name": "sgd", "lr": 0.1, "momentum": 0.9},
         "schedule": {"policy": policy, "epochs": 10.0, "global_batch": B, **schedule},
+        **(sections or {}),
     }
     return compile_plan(parse_job(tree), 1, N)
 
@@ -98,6 +104,19 @@ def test_the_learning_rate_follows_as_in_the_branches(
     assert advice.job.schedule.rule == expected
     first, last = advice.plan.schedule.phases
     assert last.lr / first.lr == pytest.approx(factor)
+
+
+LAYOUT = {"layout": {"max_micro_batch": 32}}
+
+
+@pytest.mark.parametrize("noise", [{"estimator": "norm_layers"}, {"per_layer_group": True}])
+def test_a_run_whose_trigger_measured_by_layers_is_advised(noise: dict[str, Any]) -> None:
+    """The defect: keys of the trigger's measurements were refused in the advised job, which has no trigger."""
+    trigger = {"name": "gradient_noise", "first_decision_epoch": 0.0}
+    plan = plan_of("adaptive", sections={"trigger": trigger, "gradient_noise": noise, **LAYOUT})
+    advice = advise_from_branches(run_of(plan), [at(2, 512)], "none")
+    assert advice.job.gradient_noise.estimator == "micro_batches"
+    assert [phase.global_batch for phase in advice.plan.schedule.phases] == [128, 512]
 
 
 # --- a noise scale that falls ---------------------------------------------------------------------

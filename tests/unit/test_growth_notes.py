@@ -27,7 +27,7 @@ def notes_on_growth(job: Job, num_samples: int = NUM_TRAIN) -> list[str]:
     return [note for note in compile_plan(job, 1, num_samples).notes if "grow" in note]
 
 
-BOUNDARY = {"boundaries_epochs": [1.0, 2.0], "noise_factor": 5.0}
+BOUNDARY: dict[str, Any] = {"boundaries_epochs": [1.0, 2.0], "noise_factor": 5.0}
 STEP_LR = {"lr_schedule": "steps", "lr_steps": [[1.0, 0.1], [2.0, 0.01]]}
 
 
@@ -144,6 +144,40 @@ def test_a_trigger_that_cannot_grow_the_batch_is_reported(
     defaults = {"patience_epochs": 0.5} if trigger["name"] == "plateau" else {}
     tree = measured_tree("data", defaults | trigger, schedule=schedule)
     assert notes_on_growth(parse_job(tree)) == notes
+
+
+@pytest.mark.parametrize(
+    ("schedule", "start"),
+    [
+        ({"max_batch": 16}, "the batch never grows, and with schedule.lr_rule = 'linear' the learning rate does not "),
+        ({"max_batch": 24}, "the first boundary requests a batch of 80: it grows to at most 24, and with schedule.lr_"),
+    ],
+)
+def test_with_a_rule_the_learning_rate_is_not_said_to_decay(schedule: dict[str, Any], start: str) -> None:
+    """With lr_rule = "linear", g is proportional to ε/B = 0.05/16 in every phase: nothing falls at the limit."""
+    job = grow_job("grow", **BOUNDARY, lr_rule="linear", **schedule)
+    plan = compile_plan(job, 1, NUM_TRAIN)
+    assert [phase.lr / phase.global_batch for phase in plan.schedule.phases] == pytest.approx([0.05 / 16] * 3)
+    (note,) = notes_on_growth(job)
+    assert note.startswith(start)
+    assert "decays" not in note
+
+
+def test_remedies_take_the_enlarged_start_into_account() -> None:
+    """ε × 2 asks for a first batch of 32, and ÷ 5 for 160: then max_batch = 24 would need global_batch = 2.4."""
+    job = grow_job("grow", **BOUNDARY, lr_scale=2.0, max_batch=24)
+    (note,) = notes_on_growth(job)
+    assert note.endswith("for growth use max_batch >= 160")
+    batches = [
+        phase.global_batch
+        for phase in compile_plan(
+            grow_job("grow", 2000, **BOUNDARY, lr_scale=2.0, max_batch=160), 1, 2000
+        ).schedule.phases
+    ]
+    assert batches[:2] == [32, 160]
+    late = grow_job("late", hold_fraction=0.5, lr_scale=2.0, max_batch=32, num_samples=2000)
+    (note,) = notes_on_growth(late, 2000)
+    assert note.endswith("schedule.max_batch = 32, with a first batch of 32; for growth use max_batch > 32")
 
 
 @pytest.mark.parametrize("policy", ["grow", "decay"])

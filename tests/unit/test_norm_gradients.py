@@ -36,6 +36,7 @@ from tests.helpers import measured_job, small_job
 
 LAYERS = {"measure": True, "estimator": "norm_layers"}
 TRIGGER = {"name": "gradient_noise"}
+ADASCALE = {"batch_scale": 2.0, "max_batch": 32}
 
 
 class Net(nn.Module):
@@ -245,7 +246,8 @@ def test_a_fixed_schedule_has_no_note_unless_an_update_is_one_ghost_batch() -> N
 def test_a_twin_without_a_trigger_does_not_name_an_estimator() -> None:
     job = small_job(gradient_noise=LAYERS)
     assert decay_twin(job, N).gradient_noise == job.gradient_noise
-    assert job.gradient_noise.unmeasured() == GradientNoiseSection()
+    adascale = measured_job({"name": "adascale"}, gradient_noise={"estimator": "norm_layers"}, schedule=ADASCALE)
+    assert decay_twin(adascale, N).gradient_noise == GradientNoiseSection()
 
 
 def check(job: Job, shape: tuple[int, int, int] = (8, 8, 1)) -> None:

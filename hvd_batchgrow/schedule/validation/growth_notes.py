@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from hvd_batchgrow.config import Job
@@ -32,7 +33,8 @@ def growth_notes(job: Job, start: Start, phases: Sequence[Phase]) -> list[str]:
     if max(batches) > batches[0]:
         # The plan shows cut batches. A batch that does not even double probably has a limit for another data set.
         return _cut_note(job, start, wanted, "boundary") if max(batches) < 2 * batches[0] else []
-    instead = ", and the learning rate decays instead at every boundary" if wanted > batches[0] else ""
+    decays = "the learning rate decays instead at every boundary"
+    instead = f", and {_unless_rule(job, decays)}" if wanted > batches[0] else ""
     return [f"the batch never grows{instead}: {_why(job, start, wanted)}"]
 
 
@@ -64,8 +66,16 @@ def _cut_note(job: Job, start: Start, wanted: float, when: str) -> list[str]:
     cap = start.max_batch
     if cap is None or wanted <= cap + start.batch_unit / 2:
         return []
-    rest = f"it grows to at most {cap}, and the learning rate decays by the remaining factor"
-    return [f"the first {when} requests a batch of {wanted:.6g}: {rest}: {_limit(job, start)}{_remedy(start, wanted)}"]
+    decays = _unless_rule(job, "the learning rate decays by the remaining factor")
+    limit = f"{_limit(job, start)}{_remedy(job, start, wanted)}"
+    return [f"the first {when} requests a batch of {wanted:.6g}: it grows to at most {cap}, and {decays}: {limit}"]
+
+
+def _unless_rule(job: Job, decays: str) -> str:
+    """Return what the learning rate does if the batch cannot grow as requested."""
+    if job.schedule.rule == "none":
+        return decays
+    return f"with schedule.lr_rule = {job.schedule.rule!r} the learning rate does not decay instead"
 
 
 def _why(job: Job, start: Start, wanted: float) -> str:
@@ -73,7 +83,7 @@ def _why(job: Job, start: Start, wanted: float) -> str:
     if why := policy.no_growth():
         return why
     if start.max_batch is not None and start.max_batch < first + unit:
-        return f"{_limit(job, start)}{_remedy(start, wanted)}"
+        return f"{_limit(job, start)}{_remedy(job, start, wanted)}"
     if wanted <= first:
         return f"schedule.{policy.factor_key} does not enlarge the batch"
     remedy = "use a larger factor" if unit == job.model.ghost_batch else "use a smaller schedule.batch_multiple"
@@ -86,12 +96,15 @@ def _limit(job: Job, start: Start) -> str:
     return f"schedule.max_batch = {shown}, with a first batch of {start.global_batch}"
 
 
-def _remedy(start: Start, wanted: float) -> str:
+def _remedy(job: Job, start: Start, wanted: float) -> str:
     """Suggest a first batch or a limit that allows the requested first growth."""
     assert start.max_batch is not None
-    factor = wanted / start.global_batch
-    lower = int(start.max_batch / factor / start.batch_unit) * start.batch_unit if factor > 1 else 0
-    least = int(-(-wanted // start.batch_unit)) * start.batch_unit
+    unit, factor = start.batch_unit, wanted / start.global_batch
+    first = start.wanted_batch or start.global_batch  # before the limit, which a larger max_batch lifts
+    if factor <= 1:  # such as the policy late, which grows to its limit
+        return f"; for growth use max_batch > {first:.6g}"
+    lower = int(start.max_batch / factor / first * job.schedule.first_batch / unit) * unit
+    least = math.ceil(factor * first / unit - 1e-9) * unit
     ways = [f"global_batch <= {lower}"] if lower else []
-    ways += [f"max_batch >= {least}"] if factor > 1 and least < start.noise.num_samples else []
+    ways += [f"max_batch >= {least}"] if least < start.noise.num_samples else []
     return f"; for growth use {', or '.join(ways)}" if ways else "; the training set is too small for its growth"

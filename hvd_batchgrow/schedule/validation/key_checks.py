@@ -159,8 +159,9 @@ def _unused_of_noise(job: Job) -> Iterator[Fault]:
     """Yield faults for keys of `[gradient_noise]` that nothing uses."""
     noise, uses_layers = job.gradient_noise, job.gradient_noise.estimator == "norm_layers"
     is_measured = noise.measure or job.trigger.measures_gradients
-    for key, is_set in (("per_layer_group", noise.per_layer_group), ("estimator", uses_layers)):
-        if is_set and not is_measured:
+    keys = ("estimator", "preconditioned", "per_layer_group")
+    for key in keys if not is_measured else ():
+        if getattr(noise, key) != type(noise).model_fields[key].default:
             fault = "has no effect if nothing is measured: set gradient_noise.measure = true too"
             yield Fault(f"gradient_noise.{key}", fault)
     for key in ("preconditioned", "per_layer_group"):
