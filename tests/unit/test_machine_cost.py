@@ -209,6 +209,19 @@ def test_plan_prints_cost_and_sensitivity(files: tuple[str, str], capsys: pytest
     assert "--sensitivity: needs --cost" in capsys.readouterr().err
 
 
+def test_the_cost_of_an_adaptive_job_says_that_it_has_no_growth(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    job, figures = files
+    tree = wide_job().model_dump(mode="json", exclude_none=True)
+    tree["schedule"] = {"policy": "adaptive", "epochs": 4.0, "global_batch": tree["schedule"]["global_batch"]}
+    tree["schedule"]["max_batch"] = 2 * tree["schedule"]["global_batch"]
+    tree["trigger"] = {"name": "plateau", "patience_epochs": 1.0}
+    Path(job).write_text(tomli_w.dumps(tree))
+    assert main(["plan", job, "--ranks", "2", "--cost", figures]) == 0
+    assert "as if the trigger never decided; --replay" in " ".join(capsys.readouterr().out.split())
+
+
 def test_ranks_are_chosen_by_the_figures_of_a_machine(
     files: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
