@@ -48,7 +48,7 @@ for chain_job in "${chain_jobs[@]}"; do
     make_command "$chain_job" --test-only
     if [ -n "$dry" ]; then printf '%q ' "${command[@]}"; echo; continue; fi
     output=$("${command[@]}" 2>&1) ||
-        die "Slurm could never run chain job $chain_job, and nothing is submitted: $output"
+        die "sbatch --test-only refuses chain job $chain_job, and nothing is submitted: $output"
 done
 
 # If this script ends before the chain is complete, it cancels the submitted jobs. Signals take effect after sbatch.

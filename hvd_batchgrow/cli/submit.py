@@ -15,7 +15,10 @@ from hvd_batchgrow.cli.branch_options import BranchOptions
 from hvd_batchgrow.cli.common import JobCommand, one_line, plan_with_costs, terminal
 from hvd_batchgrow.config.types import NumRanks, PositiveInt
 from hvd_batchgrow.interrupt import tidied_up_on_interrupt
+from hvd_batchgrow.job_file import load_job
 from hvd_batchgrow.messages.errors import ExitCode, Fault, JobError, RunError
+from hvd_batchgrow.messages.wording import counted
+from hvd_batchgrow.results.changed_settings import refuse_changes
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.slurm.chain import (
     Script,
@@ -27,7 +30,7 @@ from hvd_batchgrow.slurm.chain import (
     table_lines,
 )
 from hvd_batchgrow.slurm.chain_jobs import make_chain_jobs, on_whole_nodes, with_ranks_per_phase
-from hvd_batchgrow.slurm.ledger import DONE_BEFORE, Ledger, submitting
+from hvd_batchgrow.slurm.ledger import DONE_BEFORE, Ledger, samples_to_resume_from, submitting
 from hvd_batchgrow.slurm.render import dry_commands, extra_options, overriding_variables
 from hvd_batchgrow.slurm.scheduler import NoSlurm, Slurm, run_command
 from hvd_batchgrow.slurm.time_limit import check_time_limit
@@ -163,8 +166,11 @@ class SubmitCommand(BranchOptions, ClusterOptions):
         scripts = make_scripts(job, chain_jobs, run, self.site())
         scheduler = self.scheduler()
         if plan.job.layout.grow_by == "accumulation" and len(plan.layouts) > 1:
-            ranks = f"one job runs all phases on all {plan.peak_ranks} ranks"
+            ranks = f"one job runs all phases on {counted(plan.peak_ranks, 'rank')}"
             print(f"layout.grow_by = 'accumulation': {ranks}; 'ranks' makes one per number of ranks", file=sys.stderr)
+        if self.resume == "auto" and samples_to_resume_from(run) and (run / "job.toml").is_file():
+            before = load_job(run / "job.toml").deciding(plan.num_samples)
+            refuse_changes(run, before, job.deciding(plan.num_samples))
         with nullcontext() if self.dry_run else submitting(run):
             ledger = open_chain(run, chain_jobs, None if self.dry_run else scheduler, resume=self.resume == "auto")
             if all(entry.state == DONE_BEFORE for entry in ledger.entries):

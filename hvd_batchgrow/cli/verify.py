@@ -44,7 +44,8 @@ class VerifyCommand(RanksCommand):
         job = self.load(overrides)
         job = job.model_copy(update={"layout": job.layout.grown_by("accumulation")})  # like the run of each layout
         overrides = {key: value for key, value in overrides.items() if key not in _OF_GROWTH}
-        phase, ghost_batch = compile_plan(job, 1, known_num_samples(job.data)).schedule.phases[0], job.model.ghost_batch
+        schedule, ghost_batch = compile_plan(job, 1, known_num_samples(job.data)).schedule, job.model.ghost_batch
+        phase, num_updates = schedule.phases[0], min(self.updates, schedule.num_updates)
         exact = job.layout.exact
         shapes = (
             parse_shapes(self.layouts, phase.global_batch, ghost_batch, exact=exact)
@@ -68,9 +69,9 @@ class VerifyCommand(RanksCommand):
             console.print(line, soft_wrap=True)
 
         with tidied_up_on_interrupt():
-            results = verify(self.job, job, source, options, shapes, self.updates, report, self.backend)
+            results = verify(self.job, job, source, options, shapes, num_updates, report, self.backend)
         out = terminal(sys.stdout)
-        print_verify(out, job, results, self.updates)
+        print_verify(out, job, results, num_updates)
         for cause in causes:
             line = f"results of {job.model.name} depend on the layout: {cause}"
             out.print(line, soft_wrap=True)

@@ -50,7 +50,8 @@ class WatchCommand:
 
     def _may_be_run(self, lock: LockWatch) -> bool:
         """Return whether the folder has a run, a run that is about to start, or a chain of waiting jobs."""
-        return any((self.folder / name).exists() for name in ("plan.json", "slurm")) or lock.look().state != "free"
+        files = ("plan.json", "slurm/ledger.json")
+        return any((self.folder / name).exists() for name in files) or lock.look().state != "free"
 
 
 def _interrupt_once(number: int, frame: object) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import io
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from hvd_batchgrow.deployment.trained_network import TrainedNetwork
 from hvd_batchgrow.messages.errors import RunError, describe_error, unwritable
 from hvd_batchgrow.messages.wording import listed
 from hvd_batchgrow.nn.parameters import input_type, network_inputs
+from hvd_batchgrow.nn.state.forward_state import restored_buffers
 from hvd_batchgrow.results.records import NOT_METRICS
 from hvd_batchgrow.storage.atomic import write_atomically
 from hvd_batchgrow.storage.json_lines import scan_json_lines
@@ -53,10 +55,13 @@ def export(network: TrainedNetwork, to: Format, output: Path) -> tuple[Path, lis
     if to in _SINGLE_TENSOR and not isinstance(example, Tensor):
         fault = f"{to} is for networks with one input tensor; the inputs of this one are {form_of(example)}"
         raise RunError(f"{fault}; export to exported_program, state_dict or safetensors")
+    changing = network.forward_state.in_evaluation
     with torch.no_grad():
-        expected = network.model(samples)
+        with restored_buffers(network.model, changing):
+            expected = network.model(samples)
         model = to_plain(network.model).requires_grad_(requires_grad=False)
-        _check(expected, model(samples), "the network with torch's batch norms")
+        with restored_buffers(model, changing):
+            _check(expected, model(samples), "the network with torch's batch norms")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         content, program = _EXPORTERS[to](model, example, expected, network)
@@ -123,7 +128,11 @@ def _torchscript(model: nn.Module, example: Tree, outputs: Tree, network: Traine
     with _exporting("torchscript"):
         # Strict tracing refuses a dict or list of outputs.
         is_strict = isinstance(outputs, Tensor)
-        torch.jit.save(torch.jit.trace(model, example, check_trace=False, strict=is_strict), buffer)
+        with restored_buffers(model, network.forward_state.in_evaluation):
+            program = torch.jit.trace(model, example, check_trace=False, strict=is_strict)
+        # Tracing has run the network once. A program keeps all buffers in its state, a network not all.
+        program.load_state_dict(model.state_dict(), strict=False)
+        torch.jit.save(program, buffer)
     buffer.seek(0)
     return buffer.getvalue(), torch.jit.load(buffer)
 
@@ -232,16 +241,22 @@ def _metrics(network: TrainedNetwork, notes: list[str]) -> dict[str, Any]:
     Damaged lines are skipped, with a note.
     """
     samples, prefix = network.checkpoint.samples, "average_" if network.is_average else ""
-    if network.checkpoint.evaluation.get("samples") != samples:  # the weights may have been restored after it
+    evaluation = network.checkpoint.evaluation
+    if evaluation.get("samples") != samples:  # the weights may have been restored after it
         return {}
     metrics: dict[str, Any] = {}
-    path, damaged = network.run / "metrics.jsonl", list[int]()
+    path, damaged, is_of_run = network.run / "metrics.jsonl", list[int](), False
     for number, line in scan_json_lines(path):
         if line is None:
             damaged.append(number)
         elif line.get("kind") == "eval" and line["samples"] == samples:
             names = [name for name in line if f"average_{name}" in line] if prefix else _result_names(line)
             metrics |= {f"{line.get('dataset', 'test')}_{name}": line[f"{prefix}{name}"] for name in names}
+            loss = line.get("loss")  # None: not finite; an evaluation that a resume repeats may round in another way
+            is_of_run |= loss is None or math.isclose(loss, evaluation["loss"], rel_tol=1e-4)
+    if metrics and not is_of_run:
+        notes.append(f"{path} has the results of another checkpoint at sample {samples:,}: the card has no metrics")
+        return {}
     if damaged:
         what = f"line {damaged[0]} is" if len(damaged) == 1 else f"lines {listed(damaged)} are"
         was = "was" if len(damaged) == 1 else "were"

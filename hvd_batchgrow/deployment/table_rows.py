@@ -68,7 +68,9 @@ def read_rows(path: Path, description: ModelDescription, data: DataSection, *, w
     columns = description.table or _by_position(description)
     data = data.model_copy(update={"source": "parquet" if path.name.endswith(".parquet") else "csv"})
     table = _read(path, data, is_table=is_table)
-    indices = _indices(table, columns)
+    labels = label_columns(data) if with_targets or not columns.label_columns else columns.label_columns
+    others = (*data.ignore_columns, *labels) if with_targets or is_table else ()
+    indices = _indices(table, columns, others, is_table=is_table)
     values = np.zeros((table.num_rows, len(indices)))
     faults: list[tuple[str, CellFault]] = []
     ignored: list[tuple[str, CellFault]] = []
@@ -87,14 +89,16 @@ def read_rows(path: Path, description: ModelDescription, data: DataSection, *, w
             ignored.append((column.name, replace(unknown, remedy="encoded as no category")))
         elif unknown:
             found.append(unknown)
-        faults += [(column.name, fault) for fault in found]
+        faults += [(column.name, _without_training_keys(fault)) for fault in found]
     targets: NDArray[Any] = np.zeros(table.num_rows, dtype=np.int64)
     if with_targets:
         targets, missing, target_faults = _targets(table, description, indices, columns.first_label, data)
         skipped |= missing
         faults += target_faults
     if text := listed_faults(table, faults):
-        raise RunError(text)
+        is_first_line = all(fault.rows == [0] for _, fault in faults)
+        hint = "\n  if its first line is a header: --data.header true" if not is_table and is_first_line else ""
+        raise RunError(text + hint)
     if table.num_rows and skipped.all():
         raise RunError(f"{path}: a value is missing in every row: nothing is left")
     kept = np.flatnonzero(~skipped)
@@ -158,15 +162,31 @@ def _has_header(path: Path, data: DataSection, *, is_table: bool) -> bool | None
     return None if len(first) > 1 and first == tuple(map(str, range(len(first)))) else False
 
 
-def _indices(table: RawTable, columns: TableColumns) -> list[int]:
-    """Return the index of each column in a file."""
+def _indices(table: RawTable, columns: TableColumns, others: Sequence[str | int], *, is_table: bool) -> list[int]:
+    """Return the index of each column in a file.
+
+    A file without a header has the features alone, or all columns of the training files: a further column, such as the
+    row index that pandas writes, would shift the features.
+
+    Args:
+        table: the file.
+        columns: of the network.
+        others: the other columns of the training files: labels and ignored ones.
+        is_table: whether the training files were tables rather than arrays.
+    """
     names = [column.name for column in columns.columns]
     if table.form is not None and not table.form.header:
-        if len(table.names) == len(names):  # features only
+        if len(table.names) == len(names):
             return list(range(len(names)))
-        if all(name in table.names for name in names):
-            return [int(name) for name in names]
-        raise RunError(f"{table.path} has {len(table.names)} columns; the network was trained on {len(names)}")
+        indices, num_columns = [int(name) for name in names], len(table.names)
+        places = [k % num_columns for k in map(int, others) if -num_columns <= k < num_columns]
+        if len(places) == len(others) and sorted([*indices, *places]) == [*range(num_columns)]:
+            return indices
+        more = f", or {len(names) + len(others)} with labels and ignored columns" if others else ""
+        fault = f"has {num_columns} columns and no header; the network was trained on {len(names)}{more}"
+        raise RunError(f"{table.path} {fault}")
+    if not is_table and len(table.names) == len(names) and not {*names} & {*table.names}:
+        return list(range(len(names)))  # the network was trained on arrays, which name no columns
     if missing := [name for name in names if table.names.count(name) != 1]:
         is_twice = "appears twice" if missing[0] in table.names else "is missing"
         more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -195,6 +215,13 @@ def _converted(
             known = ", ".join(column.categories[:10]) + (", …" if len(column.categories) > 10 else "")
             unknown_cells = cell_fault(cells, unknown, _UNKNOWN, f"they are {known}")
     return values, missing & (not is_replaced), found, unknown_cells
+
+
+def _without_training_keys(fault: CellFault) -> CellFault:
+    """Return a fault without a remedy that only a training could apply."""
+    if not any(f"data.{key}" in fault.remedy for key in ("categorical", "ignore_columns", "missing_values")):
+        return fault
+    return replace(fault, remedy="the network needs values as in the training rows, numbers such as 1000 or 1e3")
 
 
 def _codes(texts: Texts, words: Sequence[str]) -> NDArray[np.int64]:

@@ -132,6 +132,9 @@ class Watcher:
         now = self._clock()
         if holder.state == "held":
             self._held_at_s = now
+        if holder.state == "free" and self.follower.state is None and self.follower.plan_fault:
+            self.console.paragraph(self.follower.plan_fault)
+            return ExitCode.FAILURE
         if holder.state in ("held", "unsure") or self.follower.state is None:
             return None
         error = self.follower.error()

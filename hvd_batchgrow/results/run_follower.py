@@ -52,6 +52,8 @@ class RunFollower:
         self.folder, self._clock = folder, clock
         self.state: LiveState | None = None
         """None until there is a plan."""
+        self.plan_fault: str | None = None
+        """Why plan.json cannot be read; None: it can, or there is no such file."""
         self.job: dict[str, Any] = {}
         """The job file, as a tree of plain values."""
         self.metrics = JsonLinesFollower(folder / "metrics.jsonl")
@@ -115,9 +117,13 @@ class RunFollower:
         """Read plan.json if it is new; a damaged one leaves the plan as it is."""
         if not self._has_changed("plan.json"):
             return
+        self.plan_fault = None
+        if self._versions["plan.json"] is None:
+            return
         try:
             tree = read_plan(self.folder)
-        except RunError:
+        except RunError as error:
+            self.plan_fault = str(error)
             return
         self.job = tree["job_file"]
         if self.state is None:

@@ -12,7 +12,7 @@ from hvd_batchgrow.slurm.branch_ledger import Submission, read_submissions, writ
 from hvd_batchgrow.slurm.chain import Script, Site
 from hvd_batchgrow.slurm.ledger_file import FOLDER
 from hvd_batchgrow.slurm.render import log_pattern, render
-from hvd_batchgrow.slurm.scheduler import Scheduler, cancel_submitted
+from hvd_batchgrow.slurm.scheduler import Scheduler, cancel_submitted, refused
 
 _TASK = "SLURM_ARRAY_TASK_ID"
 """Variable of a task with its index in the array, which is the factor of its branch."""
@@ -86,8 +86,8 @@ def submit_branches(
         scheduler: the scheduler.
 
     Raises:
-        RunError: Slurm could never run a script, and nothing is submitted; or a script is refused, or the ledger cannot
-            be written, and the array is cancelled.
+        RunError: `sbatch --test-only` refuses a script, and nothing is submitted; or a script is refused later, or the
+            ledger cannot be written, and the array is cancelled.
     """
     folder = array.folder / FOLDER
     try:
@@ -96,9 +96,9 @@ def submit_branches(
             script.path.write_text(script.text, "utf-8")
     except OSError as error:
         raise unwritable(error.filename or folder, error) from None
-    refusals = [f"{script.path}: {reason}" for script in scripts if (reason := scheduler.refusal(script.path))]
-    if refusals:
-        raise RunError("\n  ".join(["Slurm could never run these scripts, and nothing is submitted:", *refusals]))
+    reasons = {str(script.path): reason for script in scripts if (reason := scheduler.refusal(script.path))}
+    if reasons:
+        raise refused("these scripts", reasons)
     before, now = read_submissions(array.folder), Submission(array.factors)
     try:
         # Write the ledger before and right after sbatch: a job that is not in the ledger would be unknown later.

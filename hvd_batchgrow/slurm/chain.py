@@ -27,7 +27,7 @@ from hvd_batchgrow.slurm.ledger import (
 )
 from hvd_batchgrow.slurm.ledger_file import FOLDER
 from hvd_batchgrow.slurm.render import TEMPLATES, log_pattern, render
-from hvd_batchgrow.slurm.scheduler import Scheduler, cancel_submitted
+from hvd_batchgrow.slurm.scheduler import Scheduler, cancel_submitted, refused
 from hvd_batchgrow.storage.regular_files import read_regular
 
 
@@ -135,8 +135,8 @@ def submit_chain(job: Job, ledger: Ledger, scripts: Sequence[Script], run: Path,
         scheduler: the scheduler.
 
     Raises:
-        RunError: Slurm could never run a script (the message lists all such scripts, and nothing is submitted); or a
-            script is refused, or the ledger cannot be written (the jobs submitted before are cancelled).
+        RunError: `sbatch --test-only` refuses scripts (the message lists them, and nothing is submitted); or a
+            script is refused later, or the ledger cannot be written (the jobs submitted before are cancelled).
     """
     folder = run / FOLDER
     left = [(k, script) for k, script in enumerate(scripts) if ledger.entries[k].state != DONE_BEFORE]
@@ -148,8 +148,8 @@ def submit_chain(job: Job, ledger: Ledger, scripts: Sequence[Script], run: Path,
             script.path.write_text(script.text, "utf-8")
         refusals = [(k, reason) for k, script in left if (reason := scheduler.refusal(script.path)) is not None]
         if refusals:
-            lines = [f"chain job {k + 1} ({_width(ledger.entries[k].chain_job)}): {reason}" for k, reason in refusals]
-            raise RunError("\n  ".join(["Slurm could never run this chain, and nothing is submitted:", *lines]))
+            named = {f"chain job {k + 1} ({_width(ledger.entries[k].chain_job)})": reason for k, reason in refusals}
+            raise refused("this chain", named)
     except BaseException as error:
         for path in made:
             path.unlink(missing_ok=True)

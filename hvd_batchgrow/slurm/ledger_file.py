@@ -44,7 +44,7 @@ def read_ledger_file(folder: Path, adapter: TypeAdapter[_T]) -> _T | None:
     path = folder / FOLDER / LEDGER
     try:
         tree = json.loads(read_regular(path))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:
         raise unreadable(path, error) from None

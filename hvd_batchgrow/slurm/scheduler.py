@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -38,7 +38,7 @@ class Scheduler(Protocol):
     """The operations that chains and branches need."""
 
     def refusal(self, script: Path) -> str | None:
-        """Return why a script could never run; None: it could."""
+        """Return why `sbatch --test-only` refuses a script; None: it does not."""
 
     def submit(self, script: Path, after: int | None) -> int:
         """Submit a script, to start after another job has succeeded; return its id. Raises RunError."""
@@ -98,7 +98,7 @@ class Slurm:
         self._run = run
 
     def refusal(self, script: Path) -> str | None:
-        """Return why a script could never run; None: it could. Raises RunError without Slurm."""
+        """Return why `sbatch --test-only` refuses a script; None: it does not. Raises RunError without Slurm."""
         done = self._run(test_words(script))
         return _message(done) if done.returncode else None
 
@@ -198,6 +198,19 @@ class Slurm:
             if done.returncode == 0:
                 known.update(found)
         return known
+
+
+def refused(what: str, reasons: Mapping[str, str]) -> RunError:
+    """Return the error for scripts that `sbatch --test-only` refuses.
+
+    Args:
+        what: the scripts, in words.
+        reasons: the name of each refused script, with the reason. One that they all have is stated once.
+    """
+    head = f"sbatch --test-only refuses {what}, and nothing is submitted:"
+    if len({*reasons.values()}) == 1 < len(reasons):
+        return RunError(f"{head} {next(iter(reasons.values()))}")
+    return RunError("\n  ".join([head, *(f"{name}: {reason}" for name, reason in reasons.items())]))
 
 
 def cancel_submitted(error: RunError, job_ids: Sequence[int], scheduler: Scheduler) -> RunError:

@@ -183,6 +183,8 @@ def compare_orders(first: Consumed, second: Consumed) -> tuple[bool, str]:
     is_known = (num_gaps[0] == 0) & (num_gaps[1] == 0)
     different = np.flatnonzero((sums[0] != sums[1]) & is_known)
     runs = f"{first.run} and {second.run}"
+    if not is_known.any():
+        return False, f"{runs}: the orders cannot be compared: no sample counter at which both finished an update"
     if len(different):
         k = different[0]
         return False, f"{runs}: different samples between {common[k]:,} and {common[k + 1]:,}"

@@ -132,6 +132,14 @@ def test_runs_of_other_batches_are_compared_where_their_counters_meet(tmp_path: 
     assert line.endswith("different samples between 8 and 15")
 
 
+def test_runs_that_share_no_sample_counter_are_not_said_to_agree(tmp_path: Path) -> None:
+    """The defect: updates of 24, and of 16 with another seed, were the same order up to sample 0."""
+    first, second = (read_consumed(write_run(tmp_path / name, batches)) for name, batches in (("a", (6,)), ("b", (4,))))
+    is_same, line = compare_orders(first, second)
+    assert not is_same
+    assert line.endswith("the orders cannot be compared: no sample counter at which both finished an update")
+
+
 def test_audit_fails_if_runs_used_other_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, same = write_run(tmp_path / "a"), write_run(tmp_path / "b", (8, 5, 2, 8))
     assert main(["audit", str(first), str(same)]) == 0

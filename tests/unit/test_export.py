@@ -132,6 +132,43 @@ def test_predict_and_evaluate_rebuild_the_fixed_matrix(
     ]
 
 
+COUNTING = """
+import torch
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes):
+        super().__init__(nn.Flatten(), nn.LazyLinear(num_classes))
+        self.register_buffer("calls", torch.tensor(0))
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+"""
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit
+@pytest.mark.parametrize("to", ["state_dict", "torchscript", "exported_program"])
+def test_an_export_has_the_buffers_of_the_checkpoint(
+    to: str, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The defect: export runs the network, and wrote a buffer that each forward pass changes as it was afterwards."""
+    Path("countnet.py").write_text(COUNTING)
+    text = Path("small.toml").read_text().replace("small_conv_net", "countnet:Net")
+    Path("small.toml").write_text(text.replace("channels = [\n    4,\n    8,\n]\n", ""))
+    monkeypatch.syspath_prepend(Path.cwd())
+    monkeypatch.delitem(sys.modules, "countnet", raising=False)
+    assert main(["train", "small.toml", "--overwrite"]) == 0
+    assert main(["export", str(RUN), "--to", to, "--output", "net"]) == 0
+    state = {
+        "state_dict": lambda: torch.load("net"),
+        "torchscript": lambda: torch.jit.load("net").state_dict(),
+        "exported_program": lambda: torch.export.load("net").state_dict,
+    }[to]()
+    saved = torch.load(max(RUN.glob("checkpoints/*.pt")), weights_only=True)["model"]
+    assert state["calls"] == saved["calls"] > 0
+
+
 @pytest.mark.parametrize("to", ["state_dict", "safetensors"])
 def test_the_weights_fit_the_network_of_the_user(to: str, net: str) -> None:
     if to == "safetensors":
@@ -223,7 +260,7 @@ def test_a_card_has_the_metrics_of_its_weights_alone(
     here = {"kind": "eval", "samples": 96, "loss": 0.5, "top1": 0.8, "average_loss": 0.4, "average_top1": 0.9}
     lines = [here, later, {"kind": "train", "samples": 96, "loss": 0.3}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    checkpoint = SimpleNamespace(samples=96, evaluation={"samples": evaluated})
+    checkpoint = SimpleNamespace(samples=96, evaluation={"samples": evaluated, "loss": 0.5})
     network: Any = SimpleNamespace(checkpoint=checkpoint, is_average=is_average, run=tmp_path)
     notes: list[str] = []
     assert _metrics(network, notes) == expected
@@ -235,11 +272,23 @@ def test_damaged_lines_are_skipped_with_a_note(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = ['{"kind": "eval", "sam', '{"kind": "eval", "samples": 96, "dataset": "test", "loss": 0.5, "top1": 0.8}']
     path.write_text("".join(f"{line}\n" for line in lines))
-    checkpoint = SimpleNamespace(samples=96, evaluation={"samples": 96})
+    checkpoint = SimpleNamespace(samples=96, evaluation={"samples": 96, "loss": 0.5})
     network: Any = SimpleNamespace(checkpoint=checkpoint, is_average=False, run=tmp_path)
     notes: list[str] = []
     assert _metrics(network, notes) == {"test_loss": 0.5, "test_top1": 0.8}
     assert notes == [f"{path} is damaged: line 1 is not JSON and was skipped, so metrics may be missing from the card"]
+
+
+def test_a_card_has_no_metrics_of_another_run(tmp_path: Path) -> None:
+    """The defect: --checkpoint with that of another seed got the results of the run at the same sample."""
+    line = {"kind": "eval", "samples": 96, "dataset": "test", "loss": 0.5, "top1": 0.8}
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps(line) + "\n")
+    checkpoint = SimpleNamespace(samples=96, evaluation={"samples": 96, "loss": 0.52})
+    notes: list[str] = []
+    network: Any = SimpleNamespace(checkpoint=checkpoint, is_average=False, run=tmp_path)
+    assert _metrics(network, notes) == {}
+    assert notes == [f"{path} has the results of another checkpoint at sample 96: the card has no metrics"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("onnx") is not None, reason="onnx is installed")

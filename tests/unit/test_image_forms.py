@@ -20,7 +20,7 @@ from hvd_batchgrow.data.pipeline.dali_pipeline import DaliPipeline
 from hvd_batchgrow.data.pipeline.sampler import EvalSampler
 from hvd_batchgrow.data.pipeline.torch_pipeline import Normalize, torch_inputs
 from hvd_batchgrow.job_file import parse_job
-from hvd_batchgrow.train.run.fork import changes
+from hvd_batchgrow.results.changed_settings import changes
 from tests.fuzz.image_bytes import netpbm, png, tiff
 from tests.fuzz.image_forms import ImageForm, forms
 from tests.fuzz.images import check_forms

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from hvd_batchgrow.cli import main
@@ -22,7 +25,7 @@ from hvd_batchgrow.train.parts import TrainingParts
 from tests.helpers import small_source
 from tests.pictures import CLASSES
 from tests.reported_runs import change_json
-from tests.trained_runs import RUN
+from tests.trained_runs import RUN, write_job
 
 
 def evaluated(job: str) -> tuple[TrainingParts, torch.Tensor]:
@@ -196,6 +199,52 @@ def test_notes_name_categories_that_are_encoded_as_none_and_files_without_rows(
     Path("labels.csv").write_text("x,color,y,kind\n")
     assert main(["evaluate", str(RUN), "--data.test", "labels.csv"]) == 1
     assert capsys.readouterr().err.endswith("labels.csv: no rows to evaluate\n")
+
+
+@pytest.fixture
+def plain(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> NDArray[np.float64]:
+    """A run on csv files without a header: four features, an ignored column and the label; the features of 3 rows."""
+    monkeypatch.chdir(tmp_path)
+    rows = np.random.default_rng(0).normal(size=(40, 4)).round(3)
+    lines = [",".join([*map(str, row), "7", str(int(row[0] > 0))]) for row in rows.tolist()]
+    for name in ("train", "test"):
+        Path(f"{name}.csv").write_text("\n".join([*lines, ""]))
+    data = {"source": "csv", "root": ".", "num_samples": 40, "header": False, "ignore_columns": [4]}
+    schedule = {"epochs": 2.0, "boundaries_epochs": [1.0], "max_batch": 32}
+    job = write_job(data=data, schedule=schedule, model={"name": "tests.trained_runs:mlp"})
+    Path(job).write_text(Path(job).read_text().replace("channels = [\n    4,\n    8,\n]\n", ""))
+    assert main(["train", job]) == 0
+    return rows[:3]
+
+
+def test_a_file_without_a_header_has_the_columns_of_the_training_files(
+    plain: NDArray[np.float64], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The defect: with the row index that pandas writes, each feature was taken from the column before it."""
+
+    def predicted(name: str, columns: Sequence[Any], code: int = 0) -> str:
+        np.savetxt(name, np.column_stack(columns), "%g", ",")
+        capsys.readouterr()
+        assert main(["predict", str(RUN), name]) == code
+        out, error = capsys.readouterr()
+        return error if code else out.replace(name, "x")
+
+    index, rest = np.arange(3), [np.full(3, 7), np.zeros(3)]
+    assert predicted("whole.csv", [plain, *rest]) == predicted("features.csv", [plain])
+    message = "has 5 columns and no header; the network was trained on 4, or 6 with labels and ignored columns\n"
+    assert predicted("index.csv", [index, plain], 1) == f"index.csv: {message}"
+    assert "has 7 columns" in predicted("more.csv", [index, plain, *rest], 1)
+    assert main(["evaluate", str(RUN), "--data.test", "more.csv", "--data.label", "6"]) == 1
+    assert "has 7 columns and no header" in capsys.readouterr().err
+
+
+def test_predict_suggests_only_what_it_accepts(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("inf.csv").write_text("x,color,y\ninf,red,one\n")
+    capsys.readouterr()
+    assert main(["predict", str(RUN), "inf.csv"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("the network needs values as in the training rows") == 2
+    assert "data." not in error
 
 
 def test_a_checkpoint_and_the_average_can_be_chosen(job: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -103,7 +103,7 @@ def test_what_could_never_run_is_reported_for_each_job_and_nothing_is_submitted(
     with pytest.raises(RunError) as caught:
         submit(tmp_path / "small", scheduler)
     assert str(caught.value).splitlines() == [
-        "Slurm could never run this chain, and nothing is submitted:",
+        "sbatch --test-only refuses this chain, and nothing is submitted:",
         "  chain job 2 (phases 2-2 on 2 nodes, 2 ranks): no such partition",
         "  chain job 3 (phases 3-4 on 4 nodes, 4 ranks): too many nodes",
     ]
@@ -460,7 +460,7 @@ def test_a_job_that_does_not_grow_by_ranks_is_one_link_and_hears_so(
 ) -> None:
     assert main(["submit", job, "--nodes-max", "2", "--dry-run"]) == 0
     report = capsys.readouterr()
-    assert "layout.grow_by = 'accumulation': one job runs all phases on all 2 ranks" in report.err
+    assert "layout.grow_by = 'accumulation': one job runs all phases on 2 ranks" in report.err
     assert report.out.count("#!/usr/bin/env bash") == 1
     assert "--phases 1-4)" in report.out
 
@@ -478,6 +478,33 @@ def test_a_dry_run_prints_all_and_does_nothing(job: str, capsys: pytest.CaptureF
     )
     assert '\njob_3=$(sbatch --parsable --dependency=afterok:"$job_2" --kill-on-invalid-dep=yes ' in text
     assert not Path("runs").exists()
+
+
+def test_a_reason_that_all_jobs_have_is_stated_once(tmp_path: Path) -> None:
+    """The defect: an unreachable controller was a chain that could never run, once for each of its jobs."""
+    reason = "Unable to contact slurm controller (connect failure)"
+    scheduler = FakeScheduler(never={f"chain-job-{k}.sbatch": reason for k in (1, 2, 3)})
+    with pytest.raises(RunError) as caught:
+        submit(tmp_path / "small", scheduler)
+    assert str(caught.value) == f"sbatch --test-only refuses this chain, and nothing is submitted: {reason}"
+
+
+def test_a_run_with_other_settings_is_not_done(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The defect: a run that had finished with another learning rate was "done"."""
+    assert main(["train", job]) == 0
+    words = ["submit", job, "--nodes-max", "1", "--resume", "auto", "--dry-run"]
+    assert main(words) == 0
+    assert "runs/small is done: there is nothing to submit" in capsys.readouterr().out
+    assert main([*words, "--optim.lr", "0.5"]) == 1
+    error = capsys.readouterr().err
+    assert (
+        "cannot be resumed: these settings affect the weights and have changed:\n  optim.lr: was 0.05, is 0.5" in error
+    )
+
+
+def test_status_of_a_file_says_that_it_is_not_a_folder(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", job]) == 1
+    assert f"{job} is not a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_grow_chain_submits_nothing_where_a_link_could_never_run(tmp_path: Path,
     (tmp_path / "job.toml").write_text("")
     done = run("grow-chain.sh", "job.toml", "1:1-1", "9:2-2", cwd=tmp_path, PATH=path)
     assert done.returncode == 2
-    assert "could never run chain job 9:2-2, and nothing is submitted: too many nodes" in done.stderr
+    assert "refuses chain job 9:2-2, and nothing is submitted: too many nodes" in done.stderr
     assert all(call[0] == "--test-only" for call in calls(tmp_path))
 
 

@@ -158,8 +158,12 @@ def test_a_launcher_may_end_with_another_code_than_its_ranks(
 ) -> None:
     """torchrun and horovodrun end with 1 when a rank ends with 75."""
     monkeypatch.setattr(verify, "_launcher", lambda ranks, backend: ["bash", "-c", '"$@" || exit 1', "launcher"])
-    assert main(["verify", job, "--layouts", "1x2x8", "--updates", "1"]) == 0
-    assert "agrees" in capsys.readouterr().out
+    # Sample 16 is the end of the run: the heading named the 9 updates that were requested.
+    words = ["--updates", "9", "--schedule.epochs", "0.05", "--schedule.boundaries_epochs", "[]"]
+    assert main(["verify", job, "--layouts", "1x2x8", *words]) == 0
+    text = capsys.readouterr().out
+    assert "small: 1 update, fast mode" in text
+    assert "agrees" in text
     assert main(["verify", job, "--layouts", "1x2x8", "--updates", "1", "--data.root", "nowhere"]) == 1
 
 

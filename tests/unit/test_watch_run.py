@@ -355,6 +355,27 @@ def test_damaged_files_do_not_end_watch(tmp_path: Path, steps: list[Callable[[],
     assert any("decisions.jsonl: 1 fault" in each for each in lines)
 
 
+def test_a_damaged_plan_that_nothing_will_replace_ends_watch(tmp_path: Path, steps: list[Callable[[], object]]) -> None:
+    """The defect: watch waited forever for a plan.json that was there."""
+    run = Run(tmp_path, steps)
+    (run.folder / "plan.json").write_text('{"job": ')
+    run.hold()
+    steps += [wait, run.release]
+    code, lines = run.watch()
+    assert code == 1
+    assert "plan.json cannot be read: " in lines[-1]
+
+
+def test_a_folder_of_the_users_slurm_scripts_is_not_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("slurm").mkdir()
+    Path("slurm/train.sbatch").touch()
+    assert main(["watch", "."]) == 1
+    assert ". does not hold a run" in capsys.readouterr().err
+
+
 def test_the_command_in_a_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Run(tmp_path, [])
     run.plan()

@@ -9,6 +9,7 @@ from typing import Any
 
 from hvd_batchgrow.job_file import load_job
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
+from hvd_batchgrow.results.changed_settings import changes
 from hvd_batchgrow.results.plan_file import read_plan
 from hvd_batchgrow.schedule.adaptive.decisions import read_decisions
 from hvd_batchgrow.schedule.branches import (
@@ -23,7 +24,6 @@ from hvd_batchgrow.schedule.branches import (
 )
 from hvd_batchgrow.schedule.plan import Plan
 from hvd_batchgrow.train.checkpoints.checkpoint_names import saved_samples
-from hvd_batchgrow.train.run.fork import changes
 
 
 @dataclass(frozen=True)

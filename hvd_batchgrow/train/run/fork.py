@@ -10,6 +10,7 @@ from typing import Any
 
 from hvd_batchgrow.config import Job
 from hvd_batchgrow.messages.errors import RunError
+from hvd_batchgrow.results.changed_settings import FIXED, changes
 from hvd_batchgrow.results.plan_file import read_plan
 from hvd_batchgrow.schedule.adaptive.decisions import Decision, decisions_text
 from hvd_batchgrow.schedule.plan import Plan, compile_plan
@@ -19,16 +20,6 @@ from hvd_batchgrow.storage.json_lines import read_json_lines
 from hvd_batchgrow.storage.strict_json import dump_json, json_bytes
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, checkpoint_at, newest_good, write_checkpoint
 
-FIXED = frozenset(
-    {
-        # they decide the order of samples, which the run continues, and which samples it must not have trained on
-        *("seed", "data.num_samples", "data.validation_fraction", "data.num_validation"),
-        # they decide which tensors the checkpoint has
-        *("model.name", "model.kwargs", "model.channels", "model.classifier", "optim.name", "update.ema_samples"),
-        *("model.freeze", "optim.groups", "optim.layer_decay"),  # they order the optimizer's saved state
-        *("model.pretrained", "model.allow_new_head"),  # the checkpoint has the weights
-    }
-)
 _RECORDS = ("metrics.jsonl", "consumed.jsonl")
 _KEEP = "Up to that sample, keep the batches and boundaries of the original run"
 
@@ -178,8 +169,3 @@ def _batches(phases: Sequence[tuple[int, int]], samples: int) -> str:
         if start < samples and (not changed or changed[-1][1] != batch):
             changed.append((start, batch))
     return ", ".join(f"batch {batch:,}" + (f" from sample {start:,}" if start else "") for start, batch in changed)
-
-
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the keys whose values differ, with both values."""
-    return {key: (before.get(key), now.get(key)) for key in sorted({*before, *now}) if before.get(key) != now.get(key)}

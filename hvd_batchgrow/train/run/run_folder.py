@@ -25,6 +25,7 @@ from hvd_batchgrow.job_file import load_job
 from hvd_batchgrow.messages.errors import JobError, RunError, unwritable
 from hvd_batchgrow.messages.wording import listed, shown
 from hvd_batchgrow.nn.ghost.ghost_choice import kernels_for_cpu
+from hvd_batchgrow.results.changed_settings import changes, refuse_changes
 from hvd_batchgrow.results.confounds import changed_code
 from hvd_batchgrow.results.run_files import load_record, read_attempts, read_record
 from hvd_batchgrow.schedule.plan import Plan
@@ -41,7 +42,7 @@ from hvd_batchgrow.train.checkpoints.checkpoint import (
 from hvd_batchgrow.train.checkpoints.elastic_state import ElasticState
 from hvd_batchgrow.train.replay_failure import refuse_suspect
 from hvd_batchgrow.train.run.checkout import git, program_checkout
-from hvd_batchgrow.train.run.fork import FIXED, Origin, changes, fork_run
+from hvd_batchgrow.train.run.fork import Origin, fork_run
 from hvd_batchgrow.train.run.model_description import FILE, ModelDescription
 from hvd_batchgrow.train.run.user_code import user_code
 from hvd_batchgrow.train.run.versions import installed_versions
@@ -212,14 +213,7 @@ def _remove(folder: Path) -> None:
 
 
 def _refuse_other_job(folder: Path, checkpoint: Checkpoint, plan: Plan) -> None:
-    changed = changes(plan.job.completed(checkpoint.deciding), plan.job.deciding(plan.num_samples))
-    if changed:
-        fork = "" if FIXED & changed.keys() else " or from this checkpoint (--fork NAME)"
-        raise RunError(
-            f"{folder} cannot be resumed: these settings affect the weights and have changed:\n  "
-            + "\n  ".join(f"{key}: was {was!r}, is {now!r}" for key, (was, now) in changed.items())
-            + f"\n  train it as a new run from the beginning (--name NAME){fork}"
-        )
+    refuse_changes(folder, plan.job.completed(checkpoint.deciding), plan.job.deciding(plan.num_samples))
     if checkpoint.samples % plan.ghost_batch:
         fault = f"which is in the middle of a ghost batch of {plan.ghost_batch}: no update ends there"
         raise RunError(f"{folder} cannot be resumed from sample {checkpoint.samples:,}, {fault}")
