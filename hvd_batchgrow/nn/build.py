@@ -162,14 +162,14 @@ def hazards(job: Job, model: nn.Module, form: InputForm) -> list[str]:
         form: as `build_model` takes it.
 
     Raises:
-        JobError: a forward of the network fails.
+        JobError: a trial pass of the network fails.
     """
     if read_name(job.model.name)[0] is not OWN:
         return []
     try:
         return layout_hazards(model, input_form(job, form))
     except Exception as error:  # the user's own code
-        fault = f"{job.model.name} fails in a trial forward over {NUM_SAMPLES} samples: {describe_error(error)}"
+        fault = f"{job.model.name} fails in a trial pass over up to {NUM_SAMPLES} samples: {describe_error(error)}"
         raise JobError([Fault("model.name", fault)], job.name) from error
 
 

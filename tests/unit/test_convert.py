@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import importlib.util
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from hvd_batchgrow.nn.ghost.running_statistics import (
     set_running_statistics,
     sum_statistics,
 )
+from hvd_batchgrow.torchvision_shim import import_torchvision
 
 GHOST = 4
 
@@ -25,8 +28,8 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-class NormAndActivation(nn.BatchNorm2d):
-    """Like timm's BatchNormAct2d."""
+class BatchNormAct2d(nn.BatchNorm2d):
+    """Like timm's, with its name and children."""
 
     drop: nn.Module
     act: nn.Module
@@ -39,6 +42,9 @@ class NormAndActivation(nn.BatchNorm2d):
         return self.act(self.drop(super().forward(x)))  # type: ignore[no-any-return]
 
 
+BatchNormAct2d.__module__ = "timm.layers.norm_act"
+
+
 class Frozen(nn.Module):
     """Like FrozenBatchNorm2d of torchvision and timm, which is not a subclass of `_BatchNorm`."""
 
@@ -49,7 +55,7 @@ class Frozen(nn.Module):
 def make_network() -> nn.Sequential:
     torch.manual_seed(0)
     shared = nn.BatchNorm2d(3, eps=1e-3, momentum=0.2)
-    block = nn.Sequential(shared, NormAndActivation(3), Frozen(), shared)
+    block = nn.Sequential(shared, BatchNormAct2d(3), Frozen(), shared)
     head = nn.Sequential(nn.Flatten(), nn.Linear(108, 5), nn.BatchNorm1d(5, affine=False))
     network = nn.Sequential(nn.Conv2d(3, 3, 3), shared, nn.ReLU(inplace=True), block, head)
     for parameter in network.parameters():
@@ -68,7 +74,7 @@ def test_the_converted_network_evaluates_to_the_same_outputs() -> None:
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("drop", [nn.Identity(), nn.Dropout(0.5)])
 def test_the_relu_of_a_norm_with_activation_may_be_its_own(training: bool, drop: nn.Module) -> None:
-    plain = NormAndActivation(3)
+    plain = BatchNormAct2d(3)
     plain.drop, plain.act = drop, nn.ReLU()
     ghost = convert_ghost_batch_norm(plain, GHOST).train(training)
     x = torch.randn(8, 3, 5, 5)
@@ -284,6 +290,55 @@ def test_all_norms_that_cannot_be_converted_are_named() -> None:
     with pytest.raises(ValueError, match="ghost_batch = 0 must be"):
         convert_ghost_batch_norm(network, 0)
     assert not list(ghost_norms(network)), "untouched"
+
+
+class ActFirst(nn.BatchNorm2d):
+    """Activation, dropout and norm in another order than timm's, with its children."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features)
+        self.drop, self.act = nn.Identity(), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.drop(self.act(x)))
+
+
+class ActAgain(BatchNormAct2d):
+    """A subclass of timm's norm with another forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(super().forward(x))  # type: ignore[no-any-return]
+
+
+class Named(BatchNormAct2d):
+    """A subclass of timm's norm with its forward."""
+
+
+@pytest.mark.parametrize("kind", [ActFirst, ActAgain])
+def test_a_users_norm_with_the_children_of_timms_is_not_taken_for_it(kind: type[nn.Module]) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), kind(4))
+    with pytest.raises(ValueError, match=f"1: is a {kind.__name__}, which overrides forward.. and is not timm's"):
+        convert_ghost_batch_norm(network, GHOST)
+
+
+def test_a_subclass_of_timms_norm_with_its_forward_is_converted() -> None:
+    assert isinstance(convert_ghost_batch_norm(Named(4), GHOST), GhostBatchNormAct2d)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="needs timm")
+def test_timms_own_norm_is_converted() -> None:
+    import_torchvision()
+    norm_act = importlib.import_module("timm.layers.norm_act")
+    torch.manual_seed(0)
+    norm, x = norm_act.BatchNormAct2d(3), torch.randn(GHOST, 3, 5, 5)
+    expected = norm(x)
+    for plain in (norm, norm_act.convert_sync_batchnorm(norm)):
+        ghost = convert_ghost_batch_norm(plain, GHOST)
+        assert type(ghost) is GhostBatchNormAct2d
+        torch.testing.assert_close(ghost(x), expected)
 
 
 def test_running_statistics_can_be_averages_under_the_current_weights() -> None:

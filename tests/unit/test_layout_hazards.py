@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.nn.build import build_model
-from hvd_batchgrow.nn.checks.layout_hazards import layout_hazards
+from hvd_batchgrow.nn.checks.layout_hazards import WHOLE, layout_hazards
 from hvd_batchgrow.nn.dropout import KeyedDropout
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import GhostBatchNorm1d
 from tests.helpers import job_tree
@@ -54,6 +56,87 @@ def test_the_module_that_mixes_samples_is_named() -> None:
     assert layout_hazards(network(nn.Sequential(nn.Tanh(), CentersTheBatch())), (6,))[0].startswith("2.1: samples")
     # A mix in the network's own forward shows first in the next submodule's output.
     assert layout_hazards(PairsUp(), (6,)) == ["linear: samples of a batch affect each other outside of ghost norms"]
+
+
+class Computed(nn.Module):
+    """Rows of 48 numbers, changed by a function, and a layer."""
+
+    def __init__(self, before: Callable[[Tensor], Tensor], after: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.before, self.after = nn.Linear(48, 8), before, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.layer(self.before(x)))
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer built without batch_first, which takes the samples for the steps of a sequence."""
+
+    def __init__(self, layer: nn.RNNBase) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x)[0]
+        return out
+
+
+def as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+def mean_in_row(row: int) -> Callable[[Tensor], Tensor]:
+    def change(x: Tensor) -> Tensor:
+        changed = x.clone()
+        changed[row] = x.mean(0)
+        return changed
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "cause"),
+    [
+        (lambda: Recurrent(nn.GRU(48, 8)), (48,), "layer"),
+        (lambda: Recurrent(nn.LSTM(48, 8)), (48,), "layer"),
+        (lambda: Recurrent(nn.RNN(12, 8)), (4, 12), "layer"),
+        (lambda: Computed(lambda x: x.cumsum(0), as_it_is), (48,), "layer"),
+        (lambda: Computed(lambda x: x.flip(0).cumsum(0).flip(0), as_it_is), (48,), "layer"),
+        (lambda: Computed(lambda x: x - x[:1], as_it_is), (48,), "layer"),
+        (lambda: Computed(lambda x: x - x[-1:], as_it_is), (48,), "layer"),
+        (lambda: Computed(as_it_is, lambda y: y / len(y)), (48,), WHOLE),
+        (lambda: Computed(mean_in_row(0), as_it_is), (48,), "layer"),
+        (lambda: Computed(mean_in_row(-1), as_it_is), (48,), "layer"),
+        # Of the 7 samples, the one with the largest first number is the second, third or fourth.
+        (lambda: Computed(lambda x: x * (1 + (x[:, :1] == x[:, :1].max()).float()), as_it_is), (48,), "layer"),
+    ],
+)
+def test_mixing_is_found_in_whichever_rows_it_shows(
+    make: Callable[[], nn.Module], shape: tuple[int, ...], cause: str
+) -> None:
+    """In every row but the first one, in only the first or the last one, in one chosen row, and as a factor of all."""
+    torch.manual_seed(0)
+    model, x = make(), torch.randn(4, *shape)
+    with torch.no_grad():
+        alone = torch.cat([model(x[:2]), model(x[2:])])
+        assert not torch.allclose(model(x), alone, atol=1e-3), "the micro-batch changes the outputs"
+    assert layout_hazards(model, shape) == [f"{cause}: samples of a batch affect each other outside of ghost norms"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rounding_to_16_bits_is_not_a_hazard(dtype: torch.dtype) -> None:
+    """The kernels for other numbers of samples may round in another way, here by 4 units in the last place."""
+
+    class Rounds(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * (1 + len(x) % 2 * 4 * torch.finfo(dtype).eps)
+
+    torch.manual_seed(0)
+    layers = [nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)]
+    assert layout_hazards(nn.Sequential(*layers, Rounds()).to(dtype), (6,)) == []
+    assert layout_hazards(nn.Sequential(*layers, Rounds()).float(), (6,)) == [
+        "3: samples of a batch affect each other outside of ghost norms"
+    ]
 
 
 def test_modules_that_draw_are_named_before_those_that_mix_samples() -> None:

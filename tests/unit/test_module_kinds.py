@@ -81,6 +81,34 @@ def sparse(num_classes: int) -> nn.Module:
     return model
 
 
+class Looks(nn.Module):
+    """Rows looked up in a table; numbers of the input are the indices."""
+
+    def __init__(self, num_classes: int, table: nn.Module) -> None:
+        super().__init__()
+        self.table, self.last = table, nn.Linear(4, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows: Tensor = self.table((x.abs() * 3).long().clamp(max=4))
+        return self.last(rows.flatten(1)[:, :4])  # type: ignore[no-any-return]
+
+
+def max_norm(num_classes: int) -> nn.Module:
+    return Looks(num_classes, nn.Embedding(5, 4, max_norm=1.0))
+
+
+def max_norm_of_a_bag(num_classes: int) -> nn.Module:
+    return Looks(num_classes, nn.EmbeddingBag(5, 4, max_norm=2.5))
+
+
+def by_frequency(num_classes: int) -> nn.Module:
+    return Looks(num_classes, nn.Embedding(5, 4, scale_grad_by_freq=True))
+
+
+def plain_table(num_classes: int) -> nn.Module:
+    return Looks(num_classes, nn.Embedding(5, 4))
+
+
 class Quantized(nn.Module):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -165,6 +193,15 @@ class BackwardFails(nn.Module):
         ("wrapped", r"the network is wrapped in DataParallel; return the module inside"),
         ("sparse", r"mask: quantized or sparse; parameters and buffers must be dense"),
         (
+            "max_norm",
+            r"table has max_norm = 1\.0: its forward pass shortens the rows of its weight, which only the opti",
+        ),
+        ("max_norm_of_a_bag", r"table has max_norm = 2\.5: .*; build it without max_norm, and divide each row"),
+        (
+            "by_frequency",
+            r"table has scale_grad_by_freq = True: the gradient of a token is divided by how often it occu",
+        ),
+        (
             "Quantized",
             r"layer\._packed_params\.dtype in its state_dict is a dtype, not a tensor; quantize modules after",
         ),
@@ -183,6 +220,22 @@ def test_what_cannot_be_trained_is_refused_in_one_line(name: str, message: str) 
     (fault,) = caught.value.faults
     assert fault.path == "model.name"
     assert "\n" not in fault.message
+
+
+def test_a_forward_with_max_norm_changes_the_weight_and_dividing_its_rows_gives_the_same_outputs() -> None:
+    """This is why it is refused, and the remedy in the message. The rows have the lengths 3 and 0.5."""
+    table, ids = nn.Embedding(2, 4, max_norm=1.0), torch.tensor([0, 1, 0])
+    weight = torch.tensor([[3.0, 0, 0, 0], [0, 0.5, 0, 0]])
+    table.weight.data.copy_(weight)
+    out = table(ids)
+    assert table.weight[0, 0].item() == pytest.approx(1)
+    rows = weight[ids]
+    torch.testing.assert_close(out, rows / rows.norm(dim=1, keepdim=True).clamp(min=1))
+
+
+def test_a_plain_table_is_trained() -> None:
+    job = job_of("plain_table")
+    forward_state(job, build_model(job, SHAPE, 3), SHAPE)
 
 
 class Counts(nn.Module):

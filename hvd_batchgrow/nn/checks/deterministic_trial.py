@@ -14,10 +14,10 @@ from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
 from hvd_batchgrow.data.tensor_tree import Tree, num_rows
-from hvd_batchgrow.nn.checks.layout_hazards import WHOLE, tensors_of
+from hvd_batchgrow.nn.checks.layout_hazards import WHOLE
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
 from hvd_batchgrow.nn.state.forward_state import trial_loss
-from hvd_batchgrow.nn.state.side_effect_free import cloned, dry_run
+from hvd_batchgrow.nn.state.side_effect_free import cloned, dry_run, tensors_of
 
 
 def nondeterministic_layer(model: nn.Module, example: Tree) -> str | None:

@@ -35,6 +35,23 @@ def _module_faults(model: nn.Module) -> Iterator[str]:
         if _WRAPPERS & {kind.__name__ for kind in type(module).__mro__}:
             wrapper = type(module).__name__
             yield f"{name} is wrapped in {wrapper}; return the module inside, which all ranks train together"
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            yield from _embedding_faults(name, module)
+
+
+def _embedding_faults(name: str, table: nn.Embedding | nn.EmbeddingBag) -> Iterator[str]:
+    if table.max_norm is not None:
+        yield (
+            f"{name} has max_norm = {table.max_norm}: its forward pass shortens the rows of its weight, which only the "
+            "optimizer may change; build it without max_norm, and divide each row that it looks up by max(1, the row's "
+            f"norm / {table.max_norm}) in the network's own forward"
+        )
+    if table.scale_grad_by_freq:
+        yield (
+            f"{name} has scale_grad_by_freq = True: the gradient of a token is divided by how often it occurs in a "
+            "micro-batch, so that it grows with the number of ranks and micro-batches; build it with "
+            "scale_grad_by_freq=False"
+        )
 
 
 def _tensor_faults(model: nn.Module) -> Iterator[str]:

@@ -122,7 +122,7 @@ def fuse_relu(model: nn.Module) -> nn.Module:
 
 
 def _fault(module: _BatchNorm, momentum: float | None) -> str | None:
-    is_unknown = _has_own_forward(module) and set(module._modules) != {"drop", "act"}
+    is_unknown = _has_own_forward(module) and not _is_timms(module)
     used = module.momentum if momentum is None else momentum
     faults = {
         "is a BatchNorm3d; ghost norms are for inputs of 2 to 4 dimensions": isinstance(module, nn.BatchNorm3d),
@@ -157,6 +157,14 @@ def _sharing(model: nn.Module) -> set[_BatchNorm]:
 
 def _has_own_forward(module: _BatchNorm) -> bool:
     return type(module).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+
+
+def _is_timms(module: _BatchNorm) -> bool:
+    """Return whether the forward is that of timm's BatchNormAct2d or of its synchronized form; timm is not imported."""
+    owner = next(kind for kind in type(module).__mro__ if "forward" in vars(kind))
+    is_timms = owner.__module__.partition(".")[0] == "timm"
+    is_known = owner.__name__ in {"BatchNormAct2d", "SyncBatchNormAct"} and set(module._modules) == {"drop", "act"}
+    return is_timms and is_known
 
 
 def _ghost(module: _BatchNorm, ghost_batch: int, momentum: float | None) -> GhostBatchNorm:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,16 +41,16 @@ def blank_samples(num_samples: int, form: InputForm) -> Tree:
     return torch.zeros(num_samples, *form)
 
 
-def other_samples(inputs: Tree, keep: int = 0) -> Tree:
-    """Return samples of the same form whose values differ, except those of the first `keep` samples.
+def other_samples(inputs: Tree) -> Tree:
+    """Return samples of the same form whose values differ.
 
     A tensor of floating-point numbers is reversed, halved, negated and shifted. Other inputs, such as token ids, have
     no other valid values: samples take each other's places, and some are skipped, so that sums over them differ.
     """
     if isinstance(inputs, Tensor) and inputs.is_floating_point():
-        return torch.cat([inputs[:keep], inputs[keep:].flip(0) * -0.5 + 0.25])
+        return inputs.flip(0) * -0.5 + 0.25
     count = num_rows(inputs)
-    return take_rows(inputs, [*range(keep), *(min(count - 1, keep + 1 + k // 2) for k in range(count - keep))])
+    return take_rows(inputs, [min(count - 1, 1 + k // 2) for k in range(count)])
 
 
 def shape_text(form: InputForm) -> str:
@@ -62,13 +63,26 @@ def cloned(inputs: Tree) -> Tree:
     return map_tensors(Tensor.clone, inputs)
 
 
-def alike(ours: Tensor, theirs: Tensor) -> bool:
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in an input or output of a module."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from tensors_of(part)
+
+
+ALIKE = 1e-3
+"""Relative difference that rounding may cause between two passes over the same samples."""
+
+
+def alike(ours: Tensor, theirs: Tensor, tolerance: float = ALIKE) -> bool:
     """Return whether two tensors are equal up to rounding: some GPU kernels add in varying order."""
     if ours.shape != theirs.shape:
         return False
     ours, theirs = ours.detach().double(), theirs.detach().double()
     scale = float(ours.nan_to_num().abs().max()) if ours.numel() else 0.0
-    return torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3 * scale, equal_nan=True)
+    return torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
 
 
 @contextmanager
