@@ -26,7 +26,7 @@ from hvd_batchgrow.job_file import parse_job
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError
 from hvd_batchgrow.messages.wording import listed, shown
 from hvd_batchgrow.tasks.load_task import target_of
-from hvd_batchgrow.train.checkpoints.compatibility import check_model_fits
+from hvd_batchgrow.train.checkpoints.compatibility import average_notes, check_model_fits
 from hvd_batchgrow.train.evaluate import evaluate
 from hvd_batchgrow.train.events import Evaluation
 from hvd_batchgrow.train.parts import TrainingParts
@@ -99,6 +99,7 @@ def evaluate_run(
     trained.samples = state.samples
     if trained.average:
         trained.average.load_state_dict(state.average)
+        notes += tuple(average_notes(state, parts.model))
     with closing(source):
         found = evaluate(parts, trained, SingleRank())
     return RunEvaluation(run, found, len(source.test), tree_digest(state.model), notes)

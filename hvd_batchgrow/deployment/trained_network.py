@@ -23,10 +23,11 @@ from hvd_batchgrow.nn.parameters import network_inputs
 from hvd_batchgrow.nn.state.forward_state import ForwardState, restored_buffers
 from hvd_batchgrow.storage.regular_files import read_regular
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint, newest_good
-from hvd_batchgrow.train.checkpoints.compatibility import check_model_fits
+from hvd_batchgrow.train.checkpoints.compatibility import average_notes, check_model_fits
 from hvd_batchgrow.train.run.model_description import FILE, ModelDescription, read_description
 from hvd_batchgrow.train.run.setup import prepare_rank
 from hvd_batchgrow.train.update.forward import autocast
+from hvd_batchgrow.train.update.weight_average import set_averages
 from hvd_batchgrow.verification.tree_digest import tree_digest
 
 
@@ -42,14 +43,14 @@ class TrainedNetwork:
     device: torch.device
     checkpoint: Checkpoint
     is_average: bool
-    """Whether the parameters are the moving average of the weights."""
+    """Whether parameters and running statistics are their moving averages."""
     form: InputForm
     """Shape of one input sample, (C, H, W) or (features,); real samples of the run's training set, if the job's torch
     Dataset decides what the inputs are."""
     digest: str
     """SHA-256 of parameters and buffers; without the average, as `hvd-batchgrow digest` prints it."""
     notes: tuple[str, ...]
-    """A line for each newer checkpoint that is damaged, with the reason."""
+    """A line for each newer checkpoint that is damaged, with the reason; and one if the average lacks statistics."""
 
     def outputs(self, inputs: Tree) -> Any:
         """Return the network's outputs in the job's precision: float32 (n, outputs), or what a custom network returns.
@@ -101,12 +102,14 @@ def load_network(
     model = build_model(job, of_samples, description.num_outputs).to(place)
     state = forward_state(job, model, of_samples)
     check_model_fits(found, model, run)
-    weights = with_average(found, run) if average else found.model
-    model.load_state_dict(weights)
+    model.load_state_dict(found.model)
+    if average:
+        notes += tuple(_load_average(model, found, run))
+    digest = tree_digest(model.state_dict() if average else found.model)
     if job.data.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.eval()
-    return TrainedNetwork(run, description, job, model, state, place, found, average, form, tree_digest(weights), notes)
+    return TrainedNetwork(run, description, job, model, state, place, found, average, form, digest, notes)
 
 
 def _input_form(job: Job, description: ModelDescription) -> InputForm:
@@ -154,13 +157,13 @@ def inference_device(job: Job) -> torch.device:
         raise failure.error or failure from None
 
 
-def with_average(checkpoint: Checkpoint, run: Path) -> Mapping[str, Any]:
-    """Return the state of the network with averaged parameters, in the type of the parameters.
+def _load_average(model: nn.Module, checkpoint: Checkpoint, run: Path) -> list[str]:
+    """Give a network the averaged weights and running statistics of a checkpoint; return notes for the user.
 
     Raises:
         RunError: the run keeps no average.
     """
     if not checkpoint.average:
         raise RunError(f"{run} keeps no average of its weights: set update.ema_samples before training")
-    averaged = {name: value.to(checkpoint.model[name].dtype) for name, value in checkpoint.average.items()}
-    return {**checkpoint.model, **averaged}
+    set_averages(model, checkpoint.average)
+    return average_notes(checkpoint, model)

@@ -47,7 +47,8 @@ class Task(Protocol):
         """Return the losses and metrics of n samples. The result for a sample must not depend on the others.
 
         Args:
-            outputs: what the network returns for n samples; a tensor has float32 or a wider type.
+            outputs: what the network returns for n samples; floating-point tensors, also those in tuples, lists, dicts
+                and dataclasses, have float32 or a wider type.
             targets: of the same samples, (n, …), on the same device.
             training: whether the samples train the network; false in evaluations, where labels are not smoothed.
         """

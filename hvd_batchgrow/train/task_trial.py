@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -15,12 +17,13 @@ from hvd_batchgrow.data.datasets.example import Example, InputForm
 from hvd_batchgrow.data.datasets.targets import first_targets
 from hvd_batchgrow.data.tensor_tree import form_of, has_rows, moved, take_rows
 from hvd_batchgrow.messages.errors import Fault, JobError, RunError, describe_error
-from hvd_batchgrow.nn.state.side_effect_free import alike, dry_run, trial_samples
+from hvd_batchgrow.nn.state.side_effect_free import alike, dry_run, generator_states, trial_samples
 from hvd_batchgrow.tasks.checked_losses import losses_of
-from hvd_batchgrow.tasks.task import Task
+from hvd_batchgrow.tasks.task import Losses, Task
 from hvd_batchgrow.train.update.forward import autocast, widened
 
-_NUM_SAMPLES = 4
+_NUM_SAMPLES, _NUM_TARGETS = 4, 16
+_PAIRS = [0, 1], [2, 3]
 
 
 def try_task(job: Job, task: Task, model: nn.Module, form: InputForm, source: Datasets) -> tuple[list[str], list[str]]:
@@ -36,59 +39,121 @@ def try_task(job: Job, task: Task, model: nn.Module, form: InputForm, source: Da
         source: has the targets.
 
     Returns:
-        A line if the loss of a sample depends on the other samples of its micro-batch; and a note if the network's
-        outputs do not allow this check.
+        A line if the task draws random numbers or keeps state, or if the loss of a sample depends on the other samples
+        of its micro-batch; and notes: metrics that do not add up over micro-batches, or that the network's outputs do
+        not allow these checks.
 
     Raises:
         JobError: the task fails, returns something else than `Losses` of each sample, or losses without a gradient;
-            or the job is exact, and its losses depend on other samples.
+            or the job is exact or sets `checks.replay_every`, and there is such a line.
     """
     if TASKS.get(job.task.name) or job.data.mixes_samples:
         return [], []
     name, device = job.task.name, next(model.parameters()).device
-    targets = moved(_targets(form, source), device)
+    more_targets = moved(_targets(form, source), device)
+    targets = take_rows(more_targets, slice(_NUM_SAMPLES))
     with dry_run(model, _NUM_SAMPLES, training=True, gradients=True, num_ghost_batches=2):
         with autocast(device, job.update.precision):
             # Not `model(…)`, which would compile the network for this number of samples with `layout.compile`.
             outputs = widened(model.forward(trial_samples(model, _NUM_SAMPLES, form)))
         can_halve = has_rows(outputs, _NUM_SAMPLES)
 
-        def losses(*, training: bool = True) -> Tensor:
-            return losses_of(task, outputs, targets, _NUM_SAMPLES, training=training).each
+        def losses(*, training: bool = True) -> Losses:
+            return losses_of(task, outputs, targets, _NUM_SAMPLES, training=training)
 
-        def losses_of_half(rows: slice) -> Tensor:
-            parts = take_rows(outputs, rows), take_rows(targets, rows)
-            return losses_of(task, *parts, _NUM_SAMPLES // 2, training=True).each
+        def in_pairs(places: Sequence[int]) -> list[Losses]:
+            """Return the losses of each pair of outputs with the targets at these places."""
+            of_pairs = [(take_rows(outputs, pair), [places[k] for k in pair]) for pair in _PAIRS]
+            return [losses_of(task, part, take_rows(more_targets, own), 2, training=True) for part, own in of_pairs]
+
+        def metrics_of(places: Sequence[int]) -> tuple[Losses, list[Losses]]:
+            whole = losses_of(task, outputs, take_rows(more_targets, places), _NUM_SAMPLES, training=True)
+            return whole, in_pairs(places)
 
         try:
+            before = generator_states(device)
             losses(training=False)
-            whole, again = losses(), losses()
-            halves = torch.cat([losses_of_half(slice(2)), losses_of_half(slice(2, 4))]) if can_halve else whole
+            whole = losses()
+            halves = in_pairs(range(_NUM_SAMPLES)) if can_halve else []
+            again = losses()
+            draws = generator_states(device) != before
         except RunError as error:
             raise _refusal(job, str(error)) from None
         except Exception as error:  # the user's own code
             call = f"called as task(outputs, targets, training=…) with {_NUM_SAMPLES} samples"
             forms = f"a sample has the outputs {form_of(outputs)} and the targets {form_of(targets)}"
             raise _refusal(job, f"{name} fails, {call}: {describe_error(error)}; {forms}") from error
-    if not whole.requires_grad:
+        trials = [(whole, halves)]
+        with suppress(Exception), torch.no_grad():  # a task may refuse the targets of other samples
+            # Unequal numbers of each class, and some right predictions, show a mean of means.
+            trials += [metrics_of([k, k, k, k + 1]) for k in range(_NUM_TARGETS - 1) if can_halve]
+    if not whole.each.requires_grad:
         fault = f"the losses of {name} have no gradient: detach(), item() or no_grad() separates them from the outputs"
         raise _refusal(job, fault)
+    if found := _layout_fault(whole, again, halves, draws=draws):
+        keys = {"layout.exact": job.layout.exact, "checks.replay_every": job.checks.replay_every}
+        if faults := [Fault(key, f"is not possible with the task {name}: it {found}") for key in keys if keys[key]]:
+            raise JobError(faults, job.name)
+        return [f"the task {name} {found}"], []
     if not can_halve:
         why = f"the outputs of {job.model.name} cannot be divided by sample"
         return [], [f"it was not checked whether the task {name} mixes the samples of a micro-batch: {why}"]
-    if not alike(whole, again) or alike(whole, halves):  # random losses cannot be compared
-        return [], []
-    found = f"{name} gives a sample another loss if its micro-batch has other samples"
-    if job.layout.exact:
-        raise JobError([Fault("layout.exact", f"is not possible with the task {name}: {found}")], job.name)
-    return [f"the task {found}"], []
+    return [], [note for metric in task.metrics if (note := _metric_note(name, metric, trials))]
+
+
+def _layout_fault(whole: Losses, again: Losses, halves: Sequence[Losses], *, draws: bool) -> str | None:
+    """Return why losses depend on the layout, as the end of a sentence; None if they do not.
+
+    Args:
+        whole: of all samples.
+        again: of the same samples, in the last call.
+        halves: of each half of the samples; empty: unknown.
+        draws: whether the calls have advanced a global random generator.
+    """
+    # The limit is low, because a running mean moves by little from call to call.
+    if not alike(whole.each, again.each, tolerance=1e-5):
+        return "gives the same samples another loss in a second call: it draws random numbers or keeps state"
+    if draws:
+        return "draws random numbers that are not keyed by sample"
+    if halves and not alike(whole.each, torch.cat([half.each for half in halves])):
+        return "gives a sample another loss if its micro-batch has other samples"
+    return None
+
+
+def _metric_note(name: str, metric: str, trials: Sequence[tuple[Losses, Sequence[Losses]]]) -> str | None:
+    """Return a note if a metric's sum and count for some samples are not the totals of those for two pairs of them.
+
+    Args:
+        name: of the task.
+        metric: its name.
+        trials: losses of samples together, and of each pair of them.
+    """
+    for whole, pairs in trials:
+        together, *parts = (_sum_and_count(losses, metric) for losses in (whole, *pairs))
+        totals = torch.stack(parts).sum(0)
+        # The pairs are compared too, so that sums which cancel are compared with the size of their terms.
+        compared = torch.stack([together, *parts]).T, torch.stack([totals, *parts]).T
+        if not all(map(alike, *compared)):
+            (total, count), (sum_of_pairs, count_of_pairs) = together.tolist(), totals.tolist()
+            return (
+                f"the metric {metric} of the task {name} depends on ranks and micro-batches: for {_NUM_SAMPLES} "
+                f"samples it has the sum {total:g} and the count {count:g}, and for two pairs of them "
+                f"{sum_of_pairs:g} and {count_of_pairs:g} in total; return a sum and a count that add up over samples"
+            )
+    return None
+
+
+def _sum_and_count(losses: Losses, metric: str) -> Tensor:
+    return torch.tensor([float(number) for number in losses.metrics[metric]], dtype=torch.float64)
 
 
 def _targets(form: InputForm, source: Datasets) -> Any:
+    """Return `_NUM_TARGETS` targets: those of the first samples, and others from all parts of the data."""
     if isinstance(form, Example):
-        return form.take(_NUM_SAMPLES).targets
+        return form.take(_NUM_TARGETS).targets
     targets = first_targets(source.train)
-    return torch.from_numpy(targets[np.arange(_NUM_SAMPLES) % len(targets)])
+    spread = np.linspace(0, len(targets) - 1, _NUM_TARGETS - _NUM_SAMPLES).astype(int)
+    return torch.from_numpy(targets[np.concatenate([np.arange(_NUM_SAMPLES) % len(targets), spread])])
 
 
 def _refusal(job: Job, fault: str) -> JobError:

@@ -13,6 +13,7 @@ from hvd_batchgrow.comm.ranks import Ranks
 from hvd_batchgrow.optim.build import set_betas
 from hvd_batchgrow.train.checkpoints.best import improved
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
+from hvd_batchgrow.train.checkpoints.compatibility import average_notes
 from hvd_batchgrow.train.events import Evaluation
 from hvd_batchgrow.train.growth_controller import GrowthController
 from hvd_batchgrow.train.parts import TrainingParts
@@ -80,15 +81,21 @@ class TrainState:
         """Wall time of the run so far, over all attempts."""
         return self._elapsed_before_s + time.perf_counter() - self._begin
 
-    def begin(self, checkpoint: Checkpoint | None, ranks: Ranks) -> None:
-        """Load a checkpoint, which all ranks have; without one, start from rank 0's weights. All ranks call it."""
+    def begin(self, checkpoint: Checkpoint | None, ranks: Ranks) -> list[str]:
+        """Load a checkpoint, which all ranks have; without one, start from rank 0's weights. All ranks call it.
+
+        Return notes for the user.
+        """
+        notes: list[str] = []
         if checkpoint is not None:
             self.load(checkpoint)
+            notes += average_notes(checkpoint, self._parts.model) if self.average else []
         elif ranks.size > 1:
             self._parts.model.load_state_dict(
                 broadcast_object(ranks, self._parts.model.state_dict(), "initial weights")
             )
         self._begin = time.perf_counter()
+        return notes
 
     def add(self, result: UpdateResult, global_batch: int) -> None:
         """Count an update that has been done."""

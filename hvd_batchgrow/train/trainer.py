@@ -276,9 +276,9 @@ class Trainer:
 
     def _restore(self, checkpoint: Checkpoint | None, replay: Path | None) -> list[str]:
         """Load the checkpoint and the recorded decisions; return notes for the user."""
-        self.state.begin(checkpoint, self.ranks)
+        notes = self.state.begin(checkpoint, self.ranks)
         self._replan()
-        notes = self.state.growth.open(self.folder, self.ranks, self.plan, self.state.samples, replay)
+        notes += self.state.growth.open(self.folder, self.ranks, self.plan, self.state.samples, replay)
         self._replan()
         if self.state.growth.measures_noise:
             self.parts.measure_noise()

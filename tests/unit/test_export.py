@@ -209,7 +209,10 @@ def test_the_average_is_exported_with_its_metrics(net: str) -> None:
     assert card["weights"] == "average"
     assert card["metrics"] == {"test_loss": line["average_loss"], "test_top1": line["average_top1"]}
     state = torch.load(max(RUN.glob("checkpoints/*.pt")), weights_only=True)
-    assert torch.equal(state["average"]["head.2.bias"], dict(torch.jit.load("net").named_parameters())["head.2.bias"])
+    program = torch.jit.load("net").state_dict()
+    for name in ("head.2.bias", "head.1.running_mean", "head.1.running_var"):
+        assert torch.equal(program[name], state["average"][name])
+        assert not torch.equal(program[name], state["model"][name])
 
 
 def test_a_card_describes_the_file(photos: list[Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -642,8 +642,9 @@ def test_classes_of_any_type_and_probabilities_have_a_loss(target: Any) -> None:
     losses = Classification(class_weights=torch.tensor([1.0, 3.0]))(logits, found.targets, training=True)
     loss, weight = losses.each.sum() / 3, losses.weights.sum() / 3  # type: ignore[union-attr]
     wanted = torch.tensor([0.5, 0.5] if np.ndim(target) else [0.0, 1.0])
-    assert weight == (wanted * torch.tensor([1.0, 3.0])).sum()
-    torch.testing.assert_close(loss, -weight * (wanted * logits[0].log_softmax(0)).sum())
+    weighted = wanted * torch.tensor([1.0, 3.0])
+    assert weight == weighted.sum()
+    torch.testing.assert_close(loss, -(weighted * logits[0].log_softmax(0)).sum())
 
 
 def test_labels_that_count_from_one_are_explained() -> None:

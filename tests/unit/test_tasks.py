@@ -73,6 +73,46 @@ def test_class_weights_give_torchs_weighted_mean() -> None:
     torch.testing.assert_close(mean(weighted(logits, certain, training=True)), expected)
 
 
+@pytest.mark.parametrize("weights", [None, tuple(float(k) for k in range(1, 121))])
+@pytest.mark.parametrize("target", [-100, -1, 120])
+def test_a_target_that_is_not_a_class_is_an_error(weights: tuple[float, ...] | None, target: int) -> None:
+    """The defect: torch ignores -100, so the sample had no loss, but counted; with weights, as one of class C - 100."""
+    classification, logits = task("classification", 120, class_weights=weights), torch.zeros(4, 120)
+    for training in (True, False):
+        with pytest.raises(IndexError, match=f"Target {target} is out of bounds"):
+            classification(logits, torch.tensor([0, target, 1, 2]), training=training)
+
+
+def test_each_class_of_a_mixed_sample_counts_by_its_own_weight() -> None:
+    """The gradient is p Σ w y - w y: at logits 0, 0.5 · 5.5 - 5 = -2.25 for the second class."""
+    logits = torch.zeros(1, 2, requires_grad=True)
+    weighted = task("classification", 2, class_weights=(1.0, 10.0))
+    found = weighted(logits, torch.tensor([[0.5, 0.5]]), training=True)
+    found.each.sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.tolist() == [[2.25, -2.25]]
+    assert found.weights is not None
+    assert found.weights.tolist() == [5.5]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_the_weighted_loss_of_a_mixed_sample_is_that_of_its_classes(smoothing: float) -> None:
+    logits, soft, factors = drawn(6, 3), drawn(6, 3, seed=1).softmax(1), torch.tensor([1.0, 20.0, 0.5]).double()
+    weighted = task("classification", 3, class_weights=tuple(factors.tolist()), label_smoothing=smoothing)
+    found = weighted(logits, soft, training=True)
+    parts = [weighted(logits, torch.full((6,), c), training=True) for c in range(3)]
+    torch.testing.assert_close(found.each, sum(soft[:, c] * parts[c].each for c in range(3)))
+    torch.testing.assert_close(found.weights, soft @ factors)
+    # A target that is certain gives exactly the loss of its class.
+    certain = weighted(logits, functional.one_hot(CLASSES, 3).double(), training=True)
+    of_classes = weighted(logits, CLASSES, training=True)
+    torch.testing.assert_close(certain.each, of_classes.each, rtol=1e-15, atol=0)
+    assert torch.equal(certain.weights, of_classes.weights)
+    if not smoothing:
+        expected = functional.cross_entropy(logits, soft, weight=factors, reduction="none")
+        torch.testing.assert_close(found.each, expected)
+
+
 def test_soft_targets_give_torchs_cross_entropy_of_probabilities() -> None:
     logits, soft = drawn(6, 3), drawn(6, 3, seed=1).softmax(1)
     found = task("classification", 3)(logits, soft, training=True)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import random
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +16,15 @@ from hvd_batchgrow.messages.wording import listed
 from hvd_batchgrow.nn.checks.gradient_hazards import gradient_hazards
 from hvd_batchgrow.nn.ghost.ghost_batch_norm import ghost_norms
 from hvd_batchgrow.nn.keyed_random import keyed_modules, set_sample_keys
-from hvd_batchgrow.nn.state.side_effect_free import ALIKE, alike, cloned, dry_run, tensors_of, trial_samples
+from hvd_batchgrow.nn.state.side_effect_free import (
+    ALIKE,
+    alike,
+    cloned,
+    dry_run,
+    generator_states,
+    tensors_of,
+    trial_samples,
+)
 
 NUM_SAMPLES = 7
 """Of each trial forward. Few tensors have 7 rows unless each row is a sample."""
@@ -90,7 +96,7 @@ class _Trace:
         self._running: list[str] = []
         self._counts: Counter[str] = Counter()
         self._device = device_of(batch)
-        self._states = _generator_states(self._device)
+        self._states = generator_states(self._device)
         handles = []
         for path, module in model.named_modules():
             handles.append(module.register_forward_pre_hook(lambda _module, _args, path=path: self._begin(path)))
@@ -117,17 +123,10 @@ class _Trace:
         self._counts[path] += 1
 
     def _observe(self) -> None:
-        states = _generator_states(self._device)
+        states = generator_states(self._device)
         if states != self._states and self._running:
             self.drew.add(self._running[-1])
         self._states = states
-
-
-def _generator_states(device: torch.device) -> tuple[Any, ...]:
-    of_device = torch.cuda.get_rng_state(device).numpy().tobytes() if device.type == "cuda" else b""
-    legacy = np.random.get_state(legacy=True)
-    of_numpy = (legacy[1].tobytes(), *legacy[2:])  # type: ignore[index]
-    return torch.get_rng_state().numpy().tobytes(), of_device, of_numpy, random.getstate()
 
 
 _Parts = Sequence[tuple[slice, _Trace]]

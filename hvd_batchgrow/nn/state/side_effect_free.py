@@ -85,6 +85,14 @@ def alike(ours: Tensor, theirs: Tensor, tolerance: float = ALIKE) -> bool:
     return torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
 
 
+def generator_states(device: torch.device) -> tuple[Any, ...]:
+    """Return the states of the global generators of torch, NumPy and Python, and that of a GPU, to compare them."""
+    of_device = torch.cuda.get_rng_state(device).numpy().tobytes() if device.type == "cuda" else b""
+    legacy = np.random.get_state(legacy=True)
+    of_numpy = (legacy[1].tobytes(), *legacy[2:])  # type: ignore[index]
+    return torch.get_rng_state().numpy().tobytes(), of_device, of_numpy, random.getstate()
+
+
 @contextmanager
 def kept_generators() -> Iterator[None]:
     """Restore the global generators of NumPy and Python at the end."""

@@ -39,7 +39,7 @@ class Checkpoint:
     evaluation: dict[str, Any]
     """The last evaluation, by names of `Evaluation`; empty before the first."""
     average: dict[str, Tensor]
-    """Averaged weights; empty if the run does not average."""
+    """Averaged weights and running statistics, by name; empty if the run does not average."""
     loss_scale: dict[str, Any]
     """`value`, `good_updates` and `growth_updates`; empty without loss scaling."""
     num_skipped: int

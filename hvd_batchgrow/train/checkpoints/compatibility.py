@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from hvd_batchgrow.messages.errors import RunError
 from hvd_batchgrow.nn.state.extra_state import is_extra_state
 from hvd_batchgrow.train.checkpoints.checkpoint import Checkpoint
-from hvd_batchgrow.train.update.weight_average import averages_of
+from hvd_batchgrow.train.update.weight_average import averages_of, lack_statistics, running_statistics
 
 _MOST_SHOWN = 10
 _GROUP_STATE = ("params", "lr", "momentum", "betas")
@@ -30,12 +30,11 @@ def check_fits(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, f
     Raises:
         RunError: the checkpoint does not fit; the message lists the differences.
     """
-    averages = averages_of(model)
     best, best_average = (checkpoint.growth.get(key) for key in ("best", "best_average"))
     misfits = [
         *_model_misfits(checkpoint, model),
         *(_tensor_misfits("growth.best", best, model.state_dict()) if best else ()),
-        *(_tensor_misfits("growth.best_average", best_average, averages) if best_average else ()),
+        *(_average_misfits("growth.best_average", best_average, model) if best_average else ()),
         *_optimizer_misfits(checkpoint.optimizer, optimizer),
     ]
     if misfits:
@@ -58,7 +57,22 @@ def check_model_fits(checkpoint: Checkpoint, model: nn.Module, folder: Path) -> 
 def _model_misfits(checkpoint: Checkpoint, model: nn.Module) -> Iterator[str]:
     yield from _tensor_misfits("model", checkpoint.model, model.state_dict())
     if checkpoint.average:
-        yield from _tensor_misfits("average", checkpoint.average, averages_of(model))
+        yield from _average_misfits("average", checkpoint.average, model)
+
+
+def _average_misfits(what: str, found: Mapping[str, Tensor], model: nn.Module) -> Iterator[str]:
+    wanted = averages_of(model)
+    if lack_statistics(found, model):
+        wanted = {name: value for name, value in wanted.items() if name not in running_statistics(model)}
+    return _tensor_misfits(what, found, wanted)
+
+
+def average_notes(checkpoint: Checkpoint, model: nn.Module) -> list[str]:
+    """Return a note if the average of a checkpoint lacks running statistics, which a user of the average may see."""
+    if not lack_statistics(checkpoint.average, model):
+        return []
+    what = f"the average in the checkpoint at sample {checkpoint.samples:,} has no running statistics of the norms"
+    return [f"{what}, because an earlier version wrote it; those of the weights are used instead"]
 
 
 def _first(misfits: Sequence[str]) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -58,10 +59,43 @@ def forward_of(task: Task, precision: str) -> Forward:
 
 
 def widened(outputs: Any) -> Any:
-    """Return a tensor as float32, or unchanged if it has a wider type; return anything else unchanged."""
-    if not isinstance(outputs, Tensor):
-        return outputs
-    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+    """Return outputs with all floating-point tensors in float32 or, if they have one, a wider type.
+
+    This includes tensors in tuples, lists, dicts and dataclasses, which keep their classes and attributes. All other
+    objects are returned unchanged.
+    """
+    if isinstance(outputs, Tensor):
+        return outputs.to(torch.promote_types(outputs.dtype, torch.float32)) if outputs.is_floating_point() else outputs
+    parts = _parts(outputs)
+    changed = {key: wide for key, part in parts.items() if (wide := widened(part)) is not part}
+    return _with_parts(outputs, parts, changed) if changed else outputs
+
+
+def _parts(outputs: Any) -> dict[Any, Any]:
+    if isinstance(outputs, dict):
+        return dict(outputs.items())
+    if isinstance(outputs, (tuple, list)):
+        return dict(enumerate(outputs))
+    if is_dataclass(outputs):
+        return {field.name: getattr(outputs, field.name, None) for field in fields(outputs)}
+    return {}
+
+
+def _with_parts(outputs: Any, parts: dict[Any, Any], changed: dict[Any, Any]) -> Any:
+    """Return a copy of outputs, some parts of which are other objects."""
+    if isinstance(outputs, (tuple, list)):
+        values = [*(parts | changed).values()]
+        return type(outputs)(*values) if hasattr(outputs, "_fields") else type(outputs)(values)
+    if isinstance(outputs, dict):  # not by copy(), which fails if attributes are looked up as keys
+        found = type(outputs).__new__(type(outputs))
+        getattr(found, "__dict__", {}).update(getattr(outputs, "__dict__", {}))
+        for key, value in (parts | changed).items():
+            found[key] = value
+        return found
+    found = copy(outputs)
+    for name, value in changed.items():
+        object.__setattr__(found, name, value)  # also if the dataclass is frozen
+    return found
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
