@@ -170,6 +170,8 @@ def test_labels_of_other_arrays_count_from_1_as_in_training(
     wanted = capsys.readouterr().out.replace("plain", "pandas").replace("line 2", "line 3").replace("line 1", "line 2")
     assert main(["predict", str(RUN), "pandas.csv", "--data.header", "true"]) == 0
     assert capsys.readouterr().out == wanted
+    assert main(["evaluate", str(RUN), "--data.source", "csv", "--data.root", "other"]) == 1
+    assert capsys.readouterr().err.endswith("(there are no csv files); set data.test\n")
     Path("named.csv").write_text("a,b,c,d\n0.5,1,-1,2\n1,0,0,0\n")
     assert main(["predict", str(RUN), "named.csv"]) == 1
     assert "\n  if its first line is a header: --data.header true" in capsys.readouterr().err

@@ -48,7 +48,8 @@ def load(data: DataSection, seed: int, report: ReportProgress, *, as_values: boo
     """
     root = need_root(data, f"the folder of its {data.source} files")
     train = find_files(root, data.train, data.source, "data.train")
-    test = [] if data.test_fraction else find_files(root, data.test, data.source, "data.test")
+    without = ", or data.test_fraction = 0.2 keeps a fifth of the training rows for testing"
+    test = [] if data.test_fraction else find_files(root, data.test, data.source, "data.test", without)
     refuse_shared(train, test)
     paths = {"train": train, "test": test} if test else {"train": train}
     identity = "\n".join([*(str(path.resolve()) for path in train), "", *(str(path.resolve()) for path in test)])
@@ -70,7 +71,7 @@ def find_test_files(data: DataSection) -> list[Path]:
     return find_files(root, data.test, data.source, "data.test")
 
 
-def find_files(root: Path, given: str | None, kind: str, key: str) -> list[Path]:
+def find_files(root: Path, given: str | None, kind: str, key: str, without: str = "") -> list[Path]:
     """Return the files of a set: those that the job names, or the one with the conventional name.
 
     Args:
@@ -78,6 +79,7 @@ def find_files(root: Path, given: str | None, kind: str, key: str) -> list[Path]
         given: a file, a folder or a pattern; None: train.csv or test.csv, possibly compressed, or .parquet.
         kind: csv or parquet.
         key: data.train or data.test.
+        without: what to do without such files, as the end of the message if the job names none.
 
     Raises:
         RunError: no file matches, two files have a conventional name, or a file is there compressed and uncompressed.
@@ -92,11 +94,7 @@ def find_files(root: Path, given: str | None, kind: str, key: str) -> list[Path]
         raise RunError(f"{fault}, whose rows would count twice; remove one of them")
     if found:
         return found
-    remedy = f"set {key}"
-    if given:
-        remedy = f"{key} is relative to {root}"
-    elif key == "data.test":
-        remedy += ", or data.test_fraction = 0.2 keeps a fifth of the training rows for testing"
+    remedy = f"{key} is relative to {root}" if given else f"set {key}{without}"
     near = [str(path.relative_to(root)) for path in _matching(root, ".", kind)][:5]
     there = f"there are {', '.join(near)}" if near else f"there are no {kind} files"
     raise RunError(f"{root} does not contain {given or conventional[0].name} ({there}); {remedy}")
