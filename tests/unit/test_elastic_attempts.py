@@ -180,11 +180,11 @@ def test_ranks_lost_while_an_attempt_starts(job: str, monkeypatch: pytest.Monkey
     assert train(monkeypatch, Losing(), job, "--name", "undisturbed") == 0
     begin, states = TrainState.begin, list[TrainState]()
 
-    def lose(state: TrainState, *arguments: object) -> None:
+    def lose(state: TrainState, *arguments: object) -> list[str]:
         states.append(state)
         if len(states) == 1:
             raise RanksLost
-        begin(state, *arguments)  # type: ignore[arg-type]
+        return begin(state, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(TrainState, "begin", lose)
     assert train(monkeypatch, ranks := Losing(), job) == 0
