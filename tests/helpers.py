@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,20 @@ def enter_with_job(folder: Path, tree: dict[str, Any], patch: pytest.MonkeyPatch
     patch.setenv("HVD_BATCHGROW_CACHE", str(folder / "cache"))
     write_idx_folder(Path("data"), small_source())
     Path("job.toml").write_text(tomli_w.dumps(tree))
+
+
+def enter_copy(trained: Path, folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Make a copy of a folder from `enter_with_job` the working directory."""
+    patch.setenv("HVD_BATCHGROW_CACHE", str(trained / "cache"))
+    patch.chdir(shutil.copytree(trained, folder))
+
+
+def enter_with_job_of(trained: Path, folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Make a folder the working directory, with the job and the data of one from `enter_with_job`, but no runs."""
+    patch.setenv("HVD_BATCHGROW_CACHE", str(trained / "cache"))
+    patch.chdir(folder)
+    for name in ("data", "job.toml"):
+        (folder / name).symlink_to(trained / name)
 
 
 def no_report(what: str, done: int, total: int, unit: str = "bytes") -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,6 @@ from hvd_batchgrow.tasks.task import Losses, Task
 from hvd_batchgrow.train.update.forward import autocast, widened
 
 _NUM_SAMPLES, _NUM_TARGETS = 4, 16
-_PAIRS = [0, 1], [2, 3]
 
 
 def try_task(job: Job, task: Task, model: nn.Module, form: InputForm, source: Datasets) -> tuple[list[str], list[str]]:
@@ -50,47 +50,18 @@ def try_task(job: Job, task: Task, model: nn.Module, form: InputForm, source: Da
     if TASKS.get(job.task.name) or job.data.mixes_samples:
         return [], []
     name, device = job.task.name, next(model.parameters()).device
-    more_targets = moved(_targets(form, source), device)
-    targets = take_rows(more_targets, slice(_NUM_SAMPLES))
+    targets = moved(_targets(form, source), device)
     with dry_run(model, _NUM_SAMPLES, training=True, gradients=True, num_ghost_batches=2):
         with autocast(device, job.update.precision):
             # Not `model(…)`, which would compile the network for this number of samples with `layout.compile`.
             outputs = widened(model.forward(trial_samples(model, _NUM_SAMPLES, form)))
         can_halve = has_rows(outputs, _NUM_SAMPLES)
-
-        def losses(*, training: bool = True) -> Losses:
-            return losses_of(task, outputs, targets, _NUM_SAMPLES, training=training)
-
-        def in_pairs(places: Sequence[int]) -> list[Losses]:
-            """Return the losses of each pair of outputs with the targets at these places."""
-            of_pairs = [(take_rows(outputs, pair), [places[k] for k in pair]) for pair in _PAIRS]
-            return [losses_of(task, part, take_rows(more_targets, own), 2, training=True) for part, own in of_pairs]
-
-        def metrics_of(places: Sequence[int]) -> tuple[Losses, list[Losses]]:
-            whole = losses_of(task, outputs, take_rows(more_targets, places), _NUM_SAMPLES, training=True)
-            return whole, in_pairs(places)
-
-        try:
-            before = generator_states(device)
-            losses(training=False)
-            whole = losses()
-            halves = in_pairs(range(_NUM_SAMPLES)) if can_halve else []
-            again = losses()
-            draws = generator_states(device) != before
-        except RunError as error:
-            raise _refusal(job, str(error)) from None
-        except Exception as error:  # the user's own code
-            call = f"called as task(outputs, targets, training=…) with {_NUM_SAMPLES} samples"
-            forms = f"a sample has the outputs {form_of(outputs)} and the targets {form_of(targets)}"
-            raise _refusal(job, f"{name} fails, {call}: {describe_error(error)}; {forms}") from error
-        trials = [(whole, halves)]
-        with suppress(Exception), torch.no_grad():  # a task may refuse the targets of other samples
-            # Unequal numbers of each class, and some right predictions, show a mean of means.
-            trials += [metrics_of([k, k, k, k + 1]) for k in range(_NUM_TARGETS - 1) if can_halve]
-    if not whole.each.requires_grad:
+        calls = _call(job, task, outputs, targets, device, can_halve=can_halve)
+        others = _with_other_targets(task, outputs, targets) if can_halve and task.metrics else []
+    if not calls.whole.each.requires_grad:
         fault = f"the losses of {name} have no gradient: detach(), item() or no_grad() separates them from the outputs"
         raise _refusal(job, fault)
-    if found := _layout_fault(whole, again, halves, draws=draws):
+    if found := _layout_fault(calls):
         keys = {"layout.exact": job.layout.exact, "checks.replay_every": job.checks.replay_every}
         if faults := [Fault(key, f"is not possible with the task {name}: it {found}") for key in keys if keys[key]]:
             raise JobError(faults, job.name)
@@ -98,24 +69,70 @@ def try_task(job: Job, task: Task, model: nn.Module, form: InputForm, source: Da
     if not can_halve:
         why = f"the outputs of {job.model.name} cannot be divided by sample"
         return [], [f"it was not checked whether the task {name} mixes the samples of a micro-batch: {why}"]
+    trials = [(calls.whole, calls.halves), *others]
     return [], [note for metric in task.metrics if (note := _metric_note(name, metric, trials))]
 
 
-def _layout_fault(whole: Losses, again: Losses, halves: Sequence[Losses], *, draws: bool) -> str | None:
-    """Return why losses depend on the layout, as the end of a sentence; None if they do not.
+@dataclass(frozen=True)
+class _Calls:
+    """What a task returned for the same samples."""
 
-    Args:
-        whole: of all samples.
-        again: of the same samples, in the last call.
-        halves: of each half of the samples; empty: unknown.
-        draws: whether the calls have advanced a global random generator.
+    whole: Losses
+    halves: Sequence[Losses]
+    """Of each half of the samples; empty: the outputs cannot be divided."""
+    again: Losses
+    """Of all samples, in the last call."""
+    draws: bool
+    """Whether the calls have advanced a global random generator."""
+
+
+def _call(job: Job, task: Task, outputs: Any, targets: Any, device: torch.device, *, can_halve: bool) -> _Calls:
+    """Call a task on all samples, on their halves, and on all again. Raises JobError if it fails."""
+    own = take_rows(targets, slice(_NUM_SAMPLES))
+    try:
+        before = generator_states(device)
+        losses_of(task, outputs, own, _NUM_SAMPLES, training=False)
+        whole = losses_of(task, outputs, own, _NUM_SAMPLES, training=True)
+        halves = _of_pairs(task, outputs, own) if can_halve else []
+        again = losses_of(task, outputs, own, _NUM_SAMPLES, training=True)
+        return _Calls(whole, halves, again, draws=generator_states(device) != before)
+    except RunError as error:
+        raise _refusal(job, str(error)) from None
+    except Exception as error:  # the user's own code
+        call = f"called as task(outputs, targets, training=…) with {_NUM_SAMPLES} samples"
+        forms = f"a sample has the outputs {form_of(outputs)} and the targets {form_of(own)}"
+        raise _refusal(job, f"{job.task.name} fails, {call}: {describe_error(error)}; {forms}") from error
+
+
+def _of_pairs(task: Task, outputs: Any, targets: Any) -> list[Losses]:
+    """Return the losses of the first two samples, and of the last two."""
+    pairs = slice(0, 2), slice(2, 4)
+    return [losses_of(task, take_rows(outputs, own), take_rows(targets, own), 2, training=True) for own in pairs]
+
+
+@torch.no_grad()
+def _with_other_targets(task: Task, outputs: Any, targets: Any) -> list[tuple[Losses, list[Losses]]]:
+    """Return the losses of samples together, and of each pair of them, with targets of other samples.
+
+    Unequal numbers of each class, and some right predictions, show a metric that is a mean of means.
     """
+    with suppress(Exception):  # a task may refuse the targets of other samples
+        chosen = [take_rows(targets, [k, k, k, k + 1]) for k in range(_NUM_TARGETS - 1)]
+        return [
+            (losses_of(task, outputs, part, _NUM_SAMPLES, training=True), _of_pairs(task, outputs, part))
+            for part in chosen
+        ]
+    return []
+
+
+def _layout_fault(calls: _Calls) -> str | None:
+    """Return why losses depend on the layout, as the end of a sentence; None if they do not."""
     # The limit is low, because a running mean moves by little from call to call.
-    if not alike(whole.each, again.each, tolerance=1e-5):
+    if not alike(calls.whole.each, calls.again.each, tolerance=1e-5):
         return "gives the same samples another loss in a second call: it draws random numbers or keeps state"
-    if draws:
+    if calls.draws:
         return "draws random numbers that are not keyed by sample"
-    if halves and not alike(whole.each, torch.cat([half.each for half in halves])):
+    if calls.halves and not alike(calls.whole.each, torch.cat([half.each for half in calls.halves])):
         return "gives a sample another loss if its micro-batch has other samples"
     return None
 

@@ -20,7 +20,7 @@ from hvd_batchgrow.results.run_summary import find_runs
 from hvd_batchgrow.train.run.run_lock import RunLock
 from hvd_batchgrow.verification.audit import audit, compare_orders, read_consumed
 from hvd_batchgrow.verification.digest import compare_weights, final_weights
-from tests.helpers import enter_with_job, job_tree
+from tests.helpers import enter_copy, enter_with_job, job_tree
 
 RUN = Path("runs/small")
 BRANCH = ["branch", str(RUN), "--at", "160", "--factors", "1,2,4", "--samples", "3000", "--json"]
@@ -40,8 +40,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def here(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it, as the working directory."""
-    monkeypatch.setenv("HVD_BATCHGROW_CACHE", str(trained / "cache"))
-    monkeypatch.chdir(shutil.copytree(trained, tmp_path / "copy"))
+    enter_copy(trained, tmp_path / "copy", monkeypatch)
     return RUN
 
 

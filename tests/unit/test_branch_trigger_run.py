@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.results.run_summary import find_runs
 from hvd_batchgrow.train.checkpoints.checkpoint import checkpoint_at
 from hvd_batchgrow.verification.digest import compare_weights, final_weights
-from tests.helpers import enter_with_job, measured_tree
+from tests.helpers import enter_copy, enter_with_job, enter_with_job_of, measured_tree
 
 pytestmark = pytest.mark.slow
 
@@ -43,8 +42,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def here(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it, as the working directory."""
-    monkeypatch.setenv("HVD_BATCHGROW_CACHE", str(trained / "cache"))
-    monkeypatch.chdir(shutil.copytree(trained, tmp_path / "copy"))
+    enter_copy(trained, tmp_path / "copy", monkeypatch)
     return RUN
 
 
@@ -57,10 +55,7 @@ def printed(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> s
 def test_a_kill_within_a_branch_resumes_to_the_same_decision_and_weights(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HVD_BATCHGROW_CACHE", str(trained / "cache"))
-    monkeypatch.chdir(tmp_path)
-    for name in ("data", "job.toml"):
-        (tmp_path / name).symlink_to(trained / name)
+    enter_with_job_of(trained, tmp_path, monkeypatch)
     command = [sys.executable, "-m", "hvd_batchgrow.cli", "train", "job.toml"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
     seen, updates = BRANCHES / "k2/consumed.jsonl", 0
@@ -119,10 +114,7 @@ def test_a_fork_has_the_record_of_branches_and_an_overwrite_removes_it(here: Pat
 def test_the_checkpoint_of_a_decision_has_no_results_of_the_statistics_before_it(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HVD_BATCHGROW_CACHE", str(trained / "cache"))
-    monkeypatch.chdir(tmp_path)
-    for name in ("data", "job.toml"):
-        (tmp_path / name).symlink_to(trained / name)
+    enter_with_job_of(trained, tmp_path, monkeypatch)
     # It evaluates at sample 304, grows there, and then re-estimates the running statistics.
     assert main(["train", "job.toml", "--model.precise-bn-samples", "32", "--max-updates", "20"]) == 75
     lines = map(json.loads, (RUN / "metrics.jsonl").read_text().splitlines())

@@ -9,7 +9,7 @@ import pytest
 
 from hvd_batchgrow.cli import main
 from hvd_batchgrow.train.replay_failure import write_failure
-from tests.helpers import enter_with_job, job_tree
+from tests.helpers import enter_copy, enter_with_job, job_tree
 
 pytestmark = pytest.mark.slow
 
@@ -31,8 +31,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def here(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it, as the working directory."""
-    monkeypatch.setenv("HVD_BATCHGROW_CACHE", str(trained / "cache"))
-    monkeypatch.chdir(shutil.copytree(trained, tmp_path / "copy"))
+    enter_copy(trained, tmp_path / "copy", monkeypatch)
     return RUN
 
 

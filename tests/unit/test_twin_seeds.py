@@ -13,7 +13,7 @@ from hvd_batchgrow.results.outcomes import read_outcomes
 from hvd_batchgrow.results.run_files import RunFiles
 from hvd_batchgrow.schedule.adaptive.decisions import Decision, decisions_text
 from hvd_batchgrow.train.checkpoints.checkpoint import checkpoint_paths
-from tests.helpers import enter_with_job, job_tree, measured_tree
+from tests.helpers import enter_copy, enter_with_job, job_tree, measured_tree
 from tests.reported_runs import change_json
 from tests.training import weights
 
@@ -35,8 +35,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def here(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it, as the working directory."""
-    monkeypatch.setenv("HVD_BATCHGROW_CACHE", str(trained / "cache"))
-    monkeypatch.chdir(shutil.copytree(trained, tmp_path / "copy"))
+    enter_copy(trained, tmp_path / "copy", monkeypatch)
     return Path("runs")
 
 

@@ -22,7 +22,7 @@ OBSERVER = (
 
 @pytest.fixture
 def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with an observer, which imports a module beside it; both are forgotten after the test."""
+    """A folder with an observer and a module that it imports. Neither is in `sys.modules` before the test."""
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "recorded_observer.py").write_text(OBSERVER)
     (tmp_path / "recorded_helper.py").write_text("x = 1\n")
