@@ -45,7 +45,7 @@ class LabeledRows:
     places: Sequence[str]
     """Location of each row in the file: `line 3`."""
     notes: tuple[str, ...] = ()
-    """Which rows are skipped, and which values are encoded as no category."""
+    """Which rows are skipped, which values are encoded as no category, and which columns have no name to check."""
 
 
 def read_rows(path: Path, description: ModelDescription, data: DataSection, *, with_targets: bool) -> LabeledRows:
@@ -103,6 +103,8 @@ def read_rows(path: Path, description: ModelDescription, data: DataSection, *, w
         raise RunError(f"{path}: a value is missing in every row: nothing is left")
     kept = np.flatnonzero(~skipped)
     notes = [listed_faults(table, ignored)] if ignored else []
+    if not with_targets and table.form is not None and not table.form.header:
+        notes += _notes_on_unused(table, indices)
     if skipped.any():
         notes.append(f"{path}: {skipped.sum():,} of {len(skipped):,} rows are skipped: a value is missing")
     places = table.places(kept.tolist())
@@ -192,6 +194,19 @@ def _indices(table: RawTable, columns: TableColumns, others: Sequence[str | int]
         more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise RunError(f"{table.path}: column {missing[0]!r} {is_twice}{more}; there are {', '.join(table.names[:20])}")
     return [table.names.index(name) for name in names]
+
+
+def _notes_on_unused(table: RawTable, indices: Sequence[int]) -> list[str]:
+    """Return a note on the columns of a file without a header that are not features.
+
+    A file of the features alone with one more column, such as a row index, may have as many columns.
+    """
+    unused = [k for k in range(len(table.names)) if k not in indices]
+    if not unused:
+        return []
+    columns = f"{'column' if len(unused) == 1 else 'columns'} {listed(unused)}, counted from 0"
+    fault = f"has no header and {len(table.names)} columns, as the training files: the network does not use {columns}"
+    return [f"{table.path} {fault}"]
 
 
 def _converted(

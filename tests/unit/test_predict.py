@@ -230,7 +230,13 @@ def test_a_file_without_a_header_has_the_columns_of_the_training_files(
         return error if code else out.replace(name, "x")
 
     index, rest = np.arange(3), [np.full(3, 7), np.zeros(3)]
-    assert predicted("whole.csv", [plain, *rest]) == predicted("features.csv", [plain])
+    whole = predicted("whole.csv", [plain, *rest])
+    assert main(["predict", str(RUN), "whole.csv"]) == 0
+    note = "has no header and 6 columns, as the training files: the network does not use columns 4, 5, counted from 0"
+    assert capsys.readouterr().err == f"whole.csv {note}\n"
+    assert whole == predicted("features.csv", [plain])
+    assert main(["predict", str(RUN), "features.csv"]) == 0
+    assert capsys.readouterr().err == ""
     message = "has 5 columns and no header; the network was trained on 4, or 6 with labels and ignored columns\n"
     assert predicted("index.csv", [index, plain], 1) == f"index.csv: {message}"
     assert "has 7 columns" in predicted("more.csv", [index, plain, *rest], 1)
