@@ -30,7 +30,7 @@ from hvd_batchgrow.slurm.chain import (
     table_lines,
 )
 from hvd_batchgrow.slurm.chain_jobs import make_chain_jobs, on_whole_nodes, with_ranks_per_phase
-from hvd_batchgrow.slurm.ledger import DONE_BEFORE, Ledger, samples_to_resume_from, submitting
+from hvd_batchgrow.slurm.ledger import DONE_BEFORE, Ledger, submitting
 from hvd_batchgrow.slurm.render import dry_commands, extra_options, overriding_variables
 from hvd_batchgrow.slurm.scheduler import NoSlurm, Slurm, run_command
 from hvd_batchgrow.slurm.time_limit import check_time_limit
@@ -168,7 +168,8 @@ class SubmitCommand(BranchOptions, ClusterOptions):
         if plan.job.layout.grow_by == "accumulation" and len(plan.layouts) > 1:
             ranks = f"one job runs all phases on {counted(plan.peak_ranks, 'rank')}"
             print(f"layout.grow_by = 'accumulation': {ranks}; 'ranks' makes one per number of ranks", file=sys.stderr)
-        if self.resume == "auto" and samples_to_resume_from(run) and (run / "job.toml").is_file():
+        has_checkpoint = any((run / "checkpoints").glob("samples-*.pt"))  # without one, the run begins again
+        if self.resume == "auto" and has_checkpoint and (run / "job.toml").is_file():
             before = load_job(run / "job.toml").deciding(plan.num_samples)
             refuse_changes(run, before, job.deciding(plan.num_samples))
         with nullcontext() if self.dry_run else submitting(run):

@@ -14,6 +14,7 @@ from hvd_batchgrow.cli.common import refuse_overrides, terminal
 from hvd_batchgrow.config.types import FiniteSeconds
 from hvd_batchgrow.messages.errors import ExitCode, RunError
 from hvd_batchgrow.messages.suggest import near_run
+from hvd_batchgrow.slurm.ledger_file import FOLDER, LEDGER
 
 if TYPE_CHECKING:  # the help of all commands does not need numpy
     from hvd_batchgrow.results.lock_watch import LockWatch
@@ -50,8 +51,8 @@ class WatchCommand:
 
     def _may_be_run(self, lock: LockWatch) -> bool:
         """Return whether the folder has a run, a run that is about to start, or a chain of waiting jobs."""
-        files = ("plan.json", "slurm/ledger.json")
-        return any((self.folder / name).exists() for name in files) or lock.look().state != "free"
+        files = (self.folder / "plan.json", self.folder / FOLDER / LEDGER)
+        return any(path.exists() for path in files) or lock.look().state != "free"
 
 
 def _interrupt_once(number: int, frame: object) -> None:
